@@ -46,8 +46,9 @@ $(BIN)/python:
 	echo 'nonet needs Python 3.11 or later, with its venv module (on Debian the package python3-venv).' >&2; \
 	echo 'None was found on PATH; name one with make PYTHON=/path/to/python ...' >&2; exit 1
 
-.venv/.ready: pyproject.toml constraints.txt | $(BIN)/python
-	@echo 'Installing nonet and what it needs into .venv (once; some minutes)'
+# The kernels are built on the way, by whatever CMakeLists.txt finds; where that fails, nonet does without.
+.venv/.ready: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*/*) | $(BIN)/python
+	@echo 'Installing nonet and what it needs into .venv (once, and when its kernels change; some minutes)'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,report]'
 	@touch $@
 

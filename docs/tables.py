@@ -1,4 +1,4 @@
-"""Writes the tables that documents take from the registry, between markers.
+"""Writes the tables that documents take from the registry and from stored benchmarks, between markers.
 
 A document that holds ``<!-- table:NAME -->`` and ``<!-- /table:NAME -->`` gets the table NAME between
 them. ``python docs/tables.py`` says whether all are up to date; ``--write`` brings them up to date.
@@ -13,10 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nonet import Method, methods
+from nonet.bench import results, table
 from nonet.registry import SLOTS, parts
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md",)
+DOCUMENTS = ("README.md", "benchmarks/README.md")
+RESULTS = ROOT / "benchmarks" / "results"
 
 # The nine in the notebook's order. A name stands for the record of a method that is built; a row with
 # all its cells stands for one that is not, until its record takes over.
@@ -74,22 +76,39 @@ def slots_table() -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"methods": methods_table, "slots": slots_table}
+def benchmarks_table() -> str:
+    """Returns what was measured against other people's code, and on which machine."""
+    return table.headlines(results.load(RESULTS))
+
+
+def measured_table() -> str:
+    """Returns everything that was measured."""
+    return table.document(results.load(RESULTS))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "methods": methods_table,
+    "slots": slots_table,
+    "benchmarks": benchmarks_table,
+    "measured": measured_table,
+}
 
 
 def fill(text: str) -> str:
     """Returns a document with every marked table made anew; raises KeyError for an unknown name."""
 
-    def table(found: re.Match[str]) -> str:
+    def made(found: re.Match[str]) -> str:
         name = found["name"]
         return f"<!-- table:{name} -->\n{TABLES[name]()}\n<!-- /table:{name} -->"
 
-    return re.sub(r"<!-- table:(?P<name>\w+) -->.*?<!-- /table:(?P=name) -->", table, text, flags=re.DOTALL)
+    return re.sub(r"<!-- table:(?P<name>\w+) -->.*?<!-- /table:(?P=name) -->", made, text, flags=re.DOTALL)
 
 
 def main() -> int:
     """Returns 0 when every document is up to date, or has been brought up to date."""
-    parser = argparse.ArgumentParser(description="Tables that documents take from the registry.")
+    parser = argparse.ArgumentParser(
+        description="Tables that documents take from what the project knows and measured."
+    )
     parser.add_argument("--write", action="store_true", help="bring the documents up to date")
     write = parser.parse_args().write
     stale = 0

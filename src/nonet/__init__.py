@@ -8,12 +8,13 @@ from nonet.registry import Method, methods
 
 __version__ = "0.1.0"
 
-_ROOMS = ("data", "flash", "linformer", "mamba", "matmulfree", "position", "reformer", "testing")
+_ROOMS = ("data", "flash", "hf", "linformer", "mamba", "matmulfree", "position", "reformer", "testing")
 _HOMES = {
     **{room: f"nonet.{room}" for room in _ROOMS},
     "NonetConfig": "nonet.model",
     "NonetForCausalLM": "nonet.model",
     "NonetForSequenceClassification": "nonet.model",
+    "accelerate": "nonet.hf",
 }
 __all__ = [
     *_HOMES,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from nonet import native
 from nonet.registry import Implementation, Op, load, methods
 
 
@@ -22,7 +26,12 @@ class UnsupportedError(ValueError):
     """The named implementation cannot serve this call; the message says why and which can."""
 
 
-def _refusal(impl: Implementation, device: str, dtype: str, options: frozenset[str]) -> str | None:
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+def _refusal(
+    impl: Implementation, device: str, dtype: str, options: frozenset[str], missing: Mapping[str, str]
+) -> str | None:
     if device not in impl.devices:
         return f"{impl.name} does not run on {device}"
     if dtype not in impl.dtypes:
@@ -30,6 +39,8 @@ def _refusal(impl: Implementation, device: str, dtype: str, options: frozenset[s
     refused = sorted(options & set(impl.refuses))
     if refused:
         return f"{impl.name} cannot serve {', '.join(refused)}"
+    if impl.name in missing:
+        return f"{impl.name} is missing: {missing[impl.name]}"
     return None
 
 
@@ -39,6 +50,7 @@ def select(
     dtype: str,
     options: frozenset[str] = frozenset(),
     impl: str = "auto",
+    missing: Mapping[str, str] = _NOTHING,
 ) -> Choice:
     """Chooses the implementation of ``op`` for a call.
 
@@ -48,6 +60,7 @@ def select(
         dtype: name of the floating type, such as ``"float32"``.
         options: names of the options that the call uses.
         impl: an implementation's name, or ``"auto"`` for the first of the op's list that can serve.
+        missing: implementations that this machine lacks, and why; see :func:`absent`.
 
     Returns:
         The name and the reason, which says what stood in the way of each preferred one.
@@ -55,7 +68,7 @@ def select(
     Raises:
         UnsupportedError: ``impl`` is unknown or cannot serve the call.
     """
-    refusals = {i.name: _refusal(i, device, dtype, options) for i in op.implementations}
+    refusals = {i.name: _refusal(i, device, dtype, options, missing) for i in op.implementations}
     able = [name for name, refusal in refusals.items() if refusal is None]
     if impl == "auto":
         if not able:
@@ -74,6 +87,19 @@ def select(
             f"these can: {', '.join(able) or 'none'}"
         )
     return Choice(impl, "named by the caller")
+
+
+def absent(op: Op, device: str) -> dict[str, str]:
+    """Returns the implementations of ``op`` for ``device`` that this machine lacks, and why.
+
+    Raises:
+        NativeError: the C library is there and cannot be used.
+    """
+    if device == "cpu" and any(i.name == "cpu" for i in op.implementations):
+        why = native.absence()
+        if why is not None:
+            return {"cpu": why}
+    return {}
 
 
 def implementation(op: Op, impl: str, tensor: Tensor, options: Iterable[str] = ()) -> Callable[..., Any]:
@@ -97,9 +123,19 @@ def _target(api: str, device: str, dtype: str, options: tuple[str, ...], impl: s
     asked = (api, device, dtype, options, impl)
     if asked not in _names:
         op = next(op for method in methods() for op in method.ops if op.api == api)
-        choice = select(op, device, dtype, frozenset(options), impl)
+        missing = absent(op, device) if impl in ("auto", "cpu") else {}
+        choice = select(op, device, dtype, frozenset(options), impl, missing)
+        if missing and select(op, device, dtype, frozenset(options)).name in missing:
+            _warn(missing["cpu"])
         target = next(i.target for i in op.implementations if i.name == choice.name)
         name = target.replace(".", "_").replace(":", "_")
         setattr(_Loaded, name, staticmethod(load(target)))
         _names[asked] = name
     return _names[asked]
+
+
+@functools.cache
+def _warn(why: str) -> None:
+    """Says, once in a process, which ops have kernels that are not there."""
+    slow = [op.name for m in methods() for op in m.ops if any(i.name == "cpu" for i in op.implementations)]
+    warnings.warn(f"{', '.join(slow)} run on torch, which is slower: {why}", UserWarning, stacklevel=2)

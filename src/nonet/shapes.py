@@ -8,12 +8,13 @@ letters: ``Float[Tensor, "B H T D"]``.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_choice", "check_floating", "check_positive", "check_shape", "divides"]
+__all__ = ["check_choice", "check_floating", "check_packing", "check_positive", "check_shape", "divides"]
 
 
 def check_shape(name: str, tensor: Tensor, letters: str, sizes: dict[str, int]) -> None:
@@ -65,6 +66,36 @@ def check_positive(**values: float | None) -> None:
             raise ValueError(f"{name} must be above zero; got {value!r}")
 
 
+def check_packing(cu_seqlens: Tensor | None, sizes: dict[str, int]) -> str:
+    """Checks that ``cu_seqlens``, if given, cuts the one row of T tokens into sequences.
+
+    Args:
+        cu_seqlens: ``(n + 1,)``: where each sequence begins, and T.
+        sizes: letters known so far, B and T among them; n is added.
+
+    Returns:
+        The letter of the first axis of states: ``"n"`` for a packed row, ``"B"`` without packing.
+
+    Raises:
+        ValueError: there are more rows than one, or ``cu_seqlens`` has another dtype or shape or does not
+            rise from 0 to T at every place.
+    """
+    if cu_seqlens is None:
+        return "B"
+    if cu_seqlens.dim() != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        got = f"{tuple(cu_seqlens.shape)} of {cu_seqlens.dtype}"
+        raise ValueError(f"cu_seqlens must have the shape (n + 1,) and be of int32 or int64; got {got}")
+    if sizes["B"] != 1:
+        raise ValueError(f"cu_seqlens packs sequences into one row, B=1; got B={sizes['B']}")
+    # A compiler traces without values: these would end its graph.
+    if not torch.compiler.is_compiling():
+        ends, total = cu_seqlens.tolist(), sizes["T"]
+        if ends[:1] != [0] or ends[-1] != total or any(a >= b for a, b in pairwise(ends)):
+            raise ValueError(f"cu_seqlens must rise at every place, from 0 to T={total}; got {ends}")
+    sizes["n"] = cu_seqlens.shape[0] - 1
+    return "n"
+
+
 def divides(name: str, value: int, of_name: str, of: int) -> int:
     """Returns ``of // value`` after checking that it leaves no rest."""
     if value < 1 or of % value:
@@ -75,3 +106,26 @@ def divides(name: str, value: int, of_name: str, of: int) -> int:
 def lengths_to_mask(lengths: Tensor, size: int) -> Tensor:
     """Returns the (B, size) mask that is true on the first ``lengths[b]`` places of each row."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def one_by_one(
+    run: Callable[..., tuple[Tensor, Tensor]],
+    cu_seqlens: Tensor,
+    initial_state: Tensor | None,
+    **timed: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Returns the outputs (1, C, T) and last states (n, ...) of sequences that are run one after the other.
+
+    Args:
+        run: returns the output and the last state of one sequence.
+        cu_seqlens: ``(n + 1,)``: where each sequence begins, and T.
+        initial_state: one for each sequence ``(n, ...)``, or None.
+        timed: arguments of ``run`` whose last axis is time.
+    """
+    results = []
+    for k, (start, end) in enumerate(pairwise(cu_seqlens.tolist())):
+        state = None if initial_state is None else initial_state[k : k + 1]
+        alone = {name: None if t is None else t[..., start:end] for name, t in timed.items()}
+        results.append(run(**alone, initial_state=state))
+    outs, lasts = zip(*results, strict=True)
+    return torch.cat(outs, dim=-1), torch.cat(lasts)

@@ -8,9 +8,9 @@ import torch
 from typer.testing import CliRunner
 
 import nonet
-from nonet import methods
+from nonet import methods, native
 from nonet.cli import app, doctor
-from nonet.select import select
+from nonet.select import absent, select
 
 
 def _run(*arguments):
@@ -32,7 +32,7 @@ def test_the_document_tells_versions_and_machine():
 def test_every_op_is_told_with_what_select_chooses():
     told = {c["op"]: c for c in json.loads(_run("--json"))["choices"] if c["device"] == "cpu"}
     for op in (op for method in methods() for op in method.ops):
-        chosen = select(op, "cpu", "float32")
+        chosen = select(op, "cpu", "float32", missing=absent(op, "cpu"))
         assert (told[op.name]["implementation"], told[op.name]["reason"]) == tuple(chosen)
 
 
@@ -41,6 +41,49 @@ def test_the_page_for_people_names_every_op():
     assert torch.__version__ in page
     for op in (op for method in methods() for op in method.ops):
         assert op.name in page
+
+
+def _with_kernels():
+    return {op.name for m in methods() for op in m.ops if any(i.name == "cpu" for i in op.implementations)}
+
+
+def test_the_library_is_told_as_it_is():
+    told = json.loads(_run("--json"))["library"]
+    if native.absence() is not None:
+        assert told == {"absent": native.absence()}
+        return
+    library = native.library()
+    assert told["file"] == str(library.path)
+    assert told["ABI"] == native.ABI
+    assert told["instruction_set"] == library.isa
+    assert told["instruction_sets"] == list(library.isas())
+    assert told["threads"].startswith("those of torch" if library.pooled else "one")
+    assert str(native.ABI) in _run()
+
+
+def test_a_missing_library_is_told_with_what_runs_instead(monkeypatch):
+    monkeypatch.setattr(native, "absence", lambda: "was not built")
+    told = doctor.examine()
+    assert told["library"] == {"absent": "was not built"}
+    for choice in told["choices"]:
+        if choice["op"] in _with_kernels() and choice["device"] == "cpu":
+            assert choice["implementation"] != "cpu"
+            assert "cpu is missing: was not built" in choice["reason"]
+    assert "was not built" in _run()
+
+
+def test_a_broken_library_is_told_and_no_reason_to_fail(monkeypatch):
+    def broken():
+        raise native.NativeError("is broken")
+
+    monkeypatch.setattr(native, "absence", broken)
+    told = doctor.examine()
+    assert told["library"] == {"broken": "is broken"}
+    for choice in told["choices"]:
+        if choice["device"] == "cpu":
+            failing = (choice["implementation"], choice["reason"]) == (None, "is broken")
+            assert failing == (choice["op"] in _with_kernels())
+    assert "is broken" in _run()
 
 
 def test_a_missing_extra_is_told_with_how_to_get_it(monkeypatch):

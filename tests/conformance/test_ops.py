@@ -1,9 +1,12 @@
 """Every implementation of every op of every method is held to every check."""
 
+from dataclasses import replace
+
 import pytest
 
 from nonet import methods
 from nonet.registry import load
+from nonet.select import absent
 from nonet.testing.case import cases
 from nonet.testing.checks import CHECKS
 
@@ -17,8 +20,14 @@ def _everything():
         for case in cases(method):
             op = method.op(case.op)
             for implementation in op.implementations:
+                forward = "gradient" in implementation.refuses
+                missing = absent(op, "cpu").get(implementation.name)
                 yield pytest.param(
-                    case, op, implementation.name, id=f"{op.name}-{case.label}-{implementation.name}"
+                    replace(case, gradients=()) if forward else case,
+                    op,
+                    implementation.name,
+                    id=f"{op.name}-{case.label}-{implementation.name}",
+                    marks=pytest.mark.skipif(missing is not None, reason=str(missing)),
                 )
 
 

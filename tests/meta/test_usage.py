@@ -27,7 +27,10 @@ def complaint(line):
     if name is not None and name not in PROGRAM.commands:
         return f"{name} is no command"
     command = PROGRAM if name is None else PROGRAM.commands[name]
-    known = {"--help", *(option for parameter in command.params for option in parameter.opts)}
+    known = {
+        "--help",
+        *(o for parameter in command.params for o in parameter.opts + parameter.secondary_opts),
+    }
     given = {word.strip("[]").partition("=")[0] for word in words if word.strip("[").startswith("-")}
     if given - known:
         return f"{name} has no {', '.join(sorted(given - known))}"

@@ -6,6 +6,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from common import assert_same
 from torch import nn, ones
 from torch.nn import functional as F
 
@@ -16,11 +17,9 @@ from nonet.matmulfree import (
     GatedChannelMixer,
     MLGRUConfig,
     MLGRUMixer,
-    hgrn_scan,
     pack_ternary,
     ternary_linear,
 )
-from nonet.matmulfree.impl.torch import hgrn_scan as fast_scan
 from nonet.matmulfree.reference import bit_linear
 from nonet.model import NonetConfig, NonetForCausalLM, StateLayer
 from nonet.slots import Context, Dims
@@ -45,13 +44,6 @@ def bitnet():
         yield importlib.import_module("transformers.integrations.bitnet")
 
 
-def assert_same(actual, expected, name="result"):
-    """Equal to the rounding of float32, for values that were computed in float64."""
-    actual, expected = actual.detach(), expected.detach()
-    assert actual.dtype == expected.dtype == torch.float64
-    assert_within_budget(actual.float(), expected.float(), expected, name, scale=expected.abs().max().item())
-
-
 def normal(*shape):
     return torch.randn(*shape, dtype=torch.float64)
 
@@ -60,52 +52,6 @@ def tokens(norm=True, dtype=torch.float64, length=9):
     """Arguments of ``ternary_linear`` that no rounding of the last bit changes much."""
     case = next(c for c in cases(METHOD) if c.op == "ternary_linear" and ("norm" in c.label) is norm)
     return cast(case.make(length, torch.Generator().manual_seed(1)), dtype)
-
-
-# The recurrence
-
-
-@both
-@pytest.mark.parametrize("length", [1, 2, 3, 4, 15, 16, 17, 50])
-def test_scan_is_the_loop(length, impl):
-    i, f, h = normal(2, 3, length), normal(2, 3, length), normal(2, 3)
-    expected, state = np.empty((2, 3, length)), h.numpy()
-    for t in range(length):
-        state = f[..., t].numpy() * state + i[..., t].numpy()
-        expected[..., t] = state
-    out, last = hgrn_scan(i, f, h, return_last_state=True, impl=impl)
-    assert_same(out, torch.from_numpy(expected))
-    assert torch.equal(last, out[..., -1])
-    assert last.untyped_storage().nbytes() == last.nbytes  # it does not keep the others in memory
-
-
-@both
-@pytest.mark.parametrize("length", [1, 2, 5, 13])
-def test_gradients_of_the_scan(length, impl):
-    i, f, h = normal(2, 3, length), normal(2, 3, length), normal(2, 3)
-    f[..., length // 2] = 0.0  # a division by products of f would show
-    i, f, h = (t.requires_grad_() for t in (i, f, h))
-    assert torch.autograd.gradcheck(lambda *a: hgrn_scan(*a, return_last_state=True, impl=impl), (i, f, h))
-    assert torch.autograd.gradcheck(lambda i, f: hgrn_scan(i, f, impl=impl), (i, f))
-
-
-@pytest.mark.parametrize("length", [1, 40])
-def test_scan_operators_are_registered_right(length):
-    i, f, h, g = (torch.randn(2, length, 6) for _ in range(4))
-    for t in (i, f.mT.contiguous().mT):
-        torch.library.opcheck(torch.ops.nonet.hgrn_scan, (t, f, h[:, 0]))
-        torch.library.opcheck(torch.ops.nonet.hgrn_scan_backward, (t, h, f[:, 0], g))
-
-
-@with_compiler
-def test_scan_compiles_into_one_graph():
-    i, f = torch.randn(2, 6, 40, requires_grad=True), torch.rand(2, 6, 40)
-    compiled = torch.compile(fast_scan, fullgraph=True, backend="aot_eager")
-    results = []
-    for scan in (compiled, fast_scan):
-        out, last = scan(i, f, None, True)
-        results.append((out, last, *torch.autograd.grad(out.square().sum() + last.sum(), i)))
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 # Ternary weights
@@ -475,13 +421,6 @@ def test_channel_mixer_is_its_formula():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda w: hgrn_scan(ones(2, 3), ones(2, 3, 4)), r"i must have the shape \(B, C, T\)"),
-        (lambda w: hgrn_scan(ones(2, 3, 4), ones(2, 3, 5)), r"f must have the shape .*T=4.*3, 5\)"),
-        (lambda w: hgrn_scan(ones(2, 3, 4), ones(2, 3, 4), ones(3, 3)), "initial_state must have"),
-        (lambda w: hgrn_scan(ones(2, 3, 4), ones(2, 3, 4).double()), "f must match i"),
-        (lambda w: hgrn_scan(ones(2, 3, 4).long(), ones(2, 3, 4)), "i must be of a floating"),
-        (lambda w: hgrn_scan(ones(2, 3, 0), ones(2, 3, 0)), "the length T of i must be above zero"),
-        (lambda w: hgrn_scan(ones(1, 1, 1), ones(1, 1, 1), impl="cuda"), "choose from auto, torch"),
         (lambda w: pack_ternary(ones(3)), r"weight must have the shape \(out, in\)"),
         (lambda w: pack_ternary(ones(3, 3).long()), "weight must be of a floating"),
         (lambda w: ternary_linear(ones(2, 3), w), r"x must .* in=4\).*\(2, 3\)"),

@@ -29,6 +29,8 @@ def doctor(
     facts = Table(show_header=False, box=None)
     for name, value in found["machine"].items():
         facts.add_row(name.replace("_", " "), _plain(value))
+    for name, value in found["library"].items():
+        facts.add_row(f"library {name.replace('_', ' ')}", _plain(value))
     for name, packages in found["extras"].items():
         missing = [package for package, version in packages.items() if version is None]
         how = f"missing {', '.join(missing)}; pip install 'nonet[{name}]'" if missing else "installed"
@@ -36,20 +38,21 @@ def doctor(
     console.print(facts)
     table = Table("op", "device", "runs", "why", title="What impl='auto' chooses for float32")
     for choice in found["choices"]:
-        table.add_row(choice["op"], choice["device"], choice["implementation"], choice["reason"])
+        table.add_row(choice["op"], choice["device"], _plain(choice["implementation"]), choice["reason"])
     console.print(table)
 
 
 def examine() -> dict[str, Any]:
-    """Returns the report as plain values: ``machine``, ``extras`` and ``choices``."""
+    """Returns the report as plain values: ``machine``, ``library``, ``extras`` and ``choices``."""
     from importlib import metadata
 
     import torch
 
     from nonet.compare.provenance import provenance
     from nonet.data.tokens import cache_folder
+    from nonet.native import NativeError
     from nonet.registry import methods
-    from nonet.select import select
+    from nonet.select import absent, select
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     origin = provenance(devices[-1], torch.get_num_threads())
@@ -65,9 +68,32 @@ def examine() -> dict[str, Any]:
     choices = []
     for op in (op for method in methods() for op in method.ops):
         for device in devices:
-            name, reason = select(op, device, "float32")
+            try:
+                name, reason = select(op, device, "float32", missing=absent(op, device))
+            except NativeError as error:
+                name, reason = None, str(error)
             choices.append({"op": op.name, "device": device, "implementation": name, "reason": reason})
-    return {"machine": machine, "extras": _extras(), "choices": choices}
+    return {"machine": machine, "library": _library(), "extras": _extras(), "choices": choices}
+
+
+def _library() -> dict[str, Any]:
+    """Returns what there is to know of the C library, or why it is ``absent`` or ``broken``."""
+    from nonet import native
+
+    try:
+        why = native.absence()
+        if why is not None:
+            return {"absent": why}
+        library = native.library()
+    except native.NativeError as error:
+        return {"broken": str(error)}
+    return {
+        "file": str(library.path),
+        "ABI": native.ABI,
+        "instruction_set": library.isa,
+        "instruction_sets": list(library.isas()),
+        "threads": "those of torch" if library.pooled else "one, as this torch has no torch_parallel_for",
+    }
 
 
 def _extras() -> dict[str, dict[str, str | None]]:

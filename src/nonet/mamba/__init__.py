@@ -8,11 +8,18 @@ _OPS = tuple(
         name=name,
         api=f"nonet.mamba.api:{name}",
         implementations=(
+            Implementation(
+                "cpu",
+                f"nonet.mamba.ops:{name}",
+                devices=("cpu",),
+                dtypes=("float32", "bfloat16"),
+                refuses=("gradient",) if name == "mamba_step" else (),
+            ),
             Implementation("torch", f"nonet.mamba.impl.torch:{name}"),
             Implementation("reference", f"nonet.mamba.reference:{name}"),
         ),
     )
-    for name in ("selective_scan", "causal_conv1d")
+    for name in ("selective_scan", "causal_conv1d", "mamba_step")
 )
 
 METHOD = Method(
@@ -33,7 +40,7 @@ METHOD = Method(
             letter="M",
             cache="nonet_state",
             recurrent=True,
-            ops=("selective_scan", "causal_conv1d"),
+            ops=("selective_scan", "causal_conv1d", "mamba_step"),
         ),
     ),
 )
@@ -44,6 +51,7 @@ _HOMES = {
     "MambaMixer": "nonet.mamba.layer",
     "MambaState": "nonet.mamba.layer",
     "causal_conv1d": "nonet.mamba.api",
+    "mamba_step": "nonet.mamba.api",
     "selective_scan": "nonet.mamba.api",
 }
 __all__ = [*_HOMES, "METHOD"]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from nonet.mamba.api import causal_conv1d, selective_scan
+from nonet.mamba.api import causal_conv1d, mamba_step, selective_scan
 from nonet.mamba.config import MambaConfig
 from nonet.shapes import check_positive
 from nonet.slots import Context, Dims, LinearFactory, Mixer
+
+# Few rows spend a step on waiting for the weights, so that one call which reads them once is best. With more
+# rows than this the projections are worth a library's matrix products.
+STEP_ROWS = 8
 
 
 class MambaState(NamedTuple):
@@ -119,6 +123,7 @@ class Mamba(nn.Module):
         initial_state: MambaState | None = None,
         return_last_state: bool = False,
         real: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Any:
         """Mixes T tokens, continuing from a state if one is given.
 
@@ -127,17 +132,34 @@ class Mamba(nn.Module):
             initial_state: what an earlier call returned.
             return_last_state: also return the state behind the last real token of each row.
             real: ``(B, T)``, false on padding to the left or right; padding leaves the state as it is.
+            cu_seqlens: n sequences in one row, as in :func:`nonet.mamba.selective_scan`; B is then 1, and
+                states have n in its place. Not together with ``real``.
 
         Returns:
             ``(B, T, E)``, and a :class:`MambaState` when asked. Outputs on padding mean nothing.
+
+        Raises:
+            ValueError: both ``real`` and ``cu_seqlens`` are given.
         """
+        if real is not None and cu_seqlens is not None:
+            raise ValueError("real and cu_seqlens cannot both be given: packed sequences have no padding")
+        if initial_state is not None and real is None and cu_seqlens is None and self._fits_one_call(x):
+            out, last = self._one_call(x, initial_state)
+            return (out, last) if return_last_state else out
         impl = self.options.impl
         before, h = initial_state or (None, None)
         inputs, z = self.in_proj(x).mT.chunk(2, dim=1)
         if real is not None:
             inputs = inputs.masked_fill(~real[:, None], 0.0)
         u, conv = causal_conv1d(
-            inputs, self.conv_weight, self.conv_bias, "silu", before, return_last_state=True, impl=impl
+            inputs,
+            self.conv_weight,
+            self.conv_bias,
+            "silu",
+            before,
+            return_last_state=True,
+            cu_seqlens=cu_seqlens,
+            impl=impl,
         )
         r, B, C = self.x_proj(u.mT).mT.split(self.widths, dim=1)
         delta = self.dt_proj(r.mT).mT
@@ -156,10 +178,46 @@ class Mamba(nn.Module):
             delta_softplus=True,
             initial_state=h,
             return_last_state=True,
+            cu_seqlens=cu_seqlens,
             impl=impl,
         )
         out = self.out_proj(y.mT)
         return (out, MambaState(conv, h)) if return_last_state else out
+
+    def _projections(self) -> list[nn.Linear]:
+        return cast(list[nn.Linear], [self.in_proj, self.x_proj, self.dt_proj, self.out_proj])
+
+    def _fits_one_call(self, x: Tensor) -> bool:
+        """Says whether :func:`mamba_step` computes what the modules would, were they called one by one."""
+        return (
+            x.shape[1] == 1
+            and x.shape[0] <= STEP_ROWS
+            and x.device.type == "cpu"
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
+            and all(map(is_bare, self._projections()))
+            and self.x_proj.bias is self.dt_proj.bias is None
+        )
+
+    def _one_call(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
+        in_proj, x_proj, dt_proj, out_proj = self._projections()
+        out, conv, ssm = mamba_step(
+            x[:, 0],
+            *state,
+            in_proj.weight,
+            self.conv_weight,
+            self.conv_bias,
+            x_proj.weight,
+            dt_proj.weight,
+            self.dt_bias,
+            self.A_log,
+            self.D,
+            out_proj.weight,
+            in_bias=in_proj.bias,
+            out_bias=out_proj.bias,
+            impl=self.options.impl,
+        )
+        return out[:, None], MambaState(conv, ssm)
 
     def step(self, x: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
         """Mixes one token ``(B, E)`` into the state, at a cost that does not grow with the context."""
@@ -193,6 +251,17 @@ class MambaMixer(Mixer):
         state.put("conv", last.conv)
         state.put("ssm", last.ssm)
         return out
+
+
+def is_bare(module: nn.Module) -> bool:
+    """Says whether calling a linear layer is the product with its weight and nothing else."""
+    return (
+        type(module) is nn.Linear
+        and type(module.weight) in (nn.Parameter, Tensor)  # others, such as quantised ones, know how
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and "forward" not in vars(module)
+    )
 
 
 def _last_real(inputs: Tensor, before: Tensor | None, count: int, real: Tensor) -> Tensor:

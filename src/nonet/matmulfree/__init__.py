@@ -8,11 +8,18 @@ _OPS = tuple(
         name=name,
         api=f"nonet.matmulfree.api:{name}",
         implementations=(
+            *compiled,
             Implementation("torch", f"nonet.matmulfree.impl.torch:{name}"),
             Implementation("reference", f"nonet.matmulfree.reference:{name}"),
         ),
     )
-    for name in ("hgrn_scan", "ternary_linear")
+    for name, compiled in (
+        (
+            "hgrn_scan",
+            (Implementation("cpu", "nonet.matmulfree.ops:hgrn_scan", ("cpu",), ("float32", "bfloat16")),),
+        ),
+        ("ternary_linear", ()),
+    )
 )
 
 METHOD = Method(

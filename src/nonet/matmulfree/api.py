@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from nonet.matmulfree import METHOD
 from nonet.matmulfree.packed import PackedTernary
 from nonet.select import implementation
-from nonet.shapes import check_floating, check_positive, check_shape
+from nonet.shapes import check_floating, check_packing, check_positive, check_shape
 
 
 def hgrn_scan(
     i: Float[Tensor, "B C T"],
     f: Float[Tensor, "B C T"],
-    initial_state: Float[Tensor, "B C"] | None = None,
+    initial_state: Float[Tensor, "n C"] | None = None,
     return_last_state: bool = False,
+    from_logits: bool = False,
+    lower_bound: Float[Tensor, " C"] | None = None,
+    cu_seqlens: Int[Tensor, " ends"] | None = None,
     impl: str = "auto",
-) -> Float[Tensor, "B C T"] | tuple[Float[Tensor, "B C T"], Float[Tensor, "B C"]]:
+) -> Float[Tensor, "B C T"] | tuple[Float[Tensor, "B C T"], Float[Tensor, "n C"]]:
     r"""Returns the states of a recurrence that forgets by ``f`` and takes in ``i``, channel by channel.
 
     .. math:: h_t = f_t \, h_{t-1} + i_t
 
+    ``from_logits`` first makes gates of them, as a gated recurrent unit does, with l for ``lower_bound``:
+
+    .. math:: f \leftarrow l + (1 - l) \, \sigma(f), \qquad i \leftarrow (1 - f) \, \mathrm{SiLU}(i)
+
     Args:
         i: what each step takes in, ``(B, C, T)``, T at least 1; any strides, fastest channels-last.
-        f: what each step keeps, ``(B, C, T)``; any real number.
-        initial_state: the state before the first step, ``(B, C)``; zeros by default.
+        f: what each step keeps, ``(B, C, T)``; any real number. As a logit, plus infinity keeps all and
+            takes in nothing, which is what padding needs.
+        initial_state: the state before the first step, ``(n, C)``, n = B; zeros by default.
         return_last_state: also return the state after the last step, from which a next call continues.
+        from_logits: f is the logit of what is kept, and i what goes through the SiLU.
+        lower_bound: the least that each channel keeps, ``(C,)``, from 0 to 1; needs ``from_logits``.
+        cu_seqlens: ``0, T_1, T_1 + T_2, ..., T`` in int32 or int64 ``(n + 1,)``: the row (B is 1) holds
+            n sequences, one behind the other, each with a state of its own.
         impl: ``"torch"``, ``"reference"`` or ``"auto"``.
 
     Returns:
-        All states ``(B, C, T)`` in the dtype of i; with ``return_last_state`` also ``(B, C)``. Everything
-        is differentiable once. ``"torch"`` computes in float32 or wider.
+        All states ``(B, C, T)`` in the dtype of i; with ``return_last_state`` also ``(n, C)``, in float32
+        or in float64 when i is. Everything is differentiable once. i and f share a dtype; initial_state and
+        lower_bound may be of a wider one. All but ``"reference"`` compute in float32 or wider.
 
     Raises:
-        ValueError: a shape or dtype is wrong, or ``impl`` cannot serve the call.
+        ValueError: a shape, dtype or option is wrong, or ``impl`` cannot serve the call.
 
     Complexity: ``2 B C T`` operations; ``"torch"`` does ``5 B C T`` in about ``4 sqrt(T)`` steps, each over
     many places at once. Source: Zhu et al. 2024 (2406.02528), section 3.3.1; Qin et al. 2023 (2311.04823).
@@ -42,11 +55,28 @@ def hgrn_scan(
     sizes: dict[str, int] = {}
     check_shape("i", i, "B C T", sizes)
     check_shape("f", f, "B C T", sizes)
-    if initial_state is not None:
-        check_shape("initial_state", initial_state, "B C", sizes)
-    check_floating(i=i, f=f, initial_state=initial_state)
     check_positive(**{"the length T of i": sizes["T"]})
-    return implementation(METHOD.op("hgrn_scan"), impl, i)(i, f, initial_state, return_last_state)
+    rows = check_packing(cu_seqlens, sizes)
+    check_floating(i=i, f=f)
+    for name, tensor, letters in (
+        ("initial_state", initial_state, f"{rows} C"),
+        ("lower_bound", lower_bound, "C"),
+    ):
+        if tensor is not None:
+            check_shape(name, tensor, letters, sizes)
+            check_floating(**{name: tensor})
+    if lower_bound is not None and not from_logits:
+        raise ValueError("lower_bound needs from_logits=True, since gates given as such have no bound")
+    run = implementation(METHOD.op("hgrn_scan"), impl, i)
+    out, last = run(
+        i,
+        f,
+        initial_state=initial_state,
+        from_logits=from_logits,
+        lower_bound=lower_bound,
+        cu_seqlens=cu_seqlens,
+    )
+    return (out, last) if return_last_state else out
 
 
 def ternary_linear(

@@ -75,28 +75,34 @@ class MLGRU(nn.Module):
         return_last_state: bool = False,
         real: Tensor | None = None,
         lower_bound: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Any:
         """Mixes T tokens, continuing from a state if one is given.
 
         Args:
             x: ``(B, T, E)``.
-            initial_state: what an earlier call returned, ``(B, C)`` in float32 or wider.
+            initial_state: what an earlier call returned, ``(n, C)`` in float32 or wider; n is B.
             return_last_state: also return the state after the last token.
             real: ``(B, T)``, false on padding, which leaves the state as it is.
             lower_bound: ``(C,)``, the least of its state that a channel keeps, from 0 to 1.
+            cu_seqlens: n sequences in one row, as in :func:`nonet.matmulfree.hgrn_scan`; B is then 1.
 
         Returns:
-            ``(B, T, E)``, and the state ``(B, C)`` when asked. Outputs on padding mean nothing.
+            ``(B, T, E)``, and the state ``(n, C)`` when asked. Outputs on padding mean nothing.
         """
-        # Gates and states are float32 or wider: bfloat16 has no number between 0.996 and 1.
-        wide = torch.promote_types(x.dtype, torch.float32)
-        f = torch.sigmoid(self.f_proj(x).to(wide))
-        if lower_bound is not None:
-            f = lower_bound + (1 - lower_bound) * f
-        i = F.silu(self.i_proj(x).to(wide)) * (1 - f)
+        logits = self.f_proj(x)
         if real is not None:
-            f, i = f.masked_fill(~real[..., None], 1.0), i.masked_fill(~real[..., None], 0.0)
-        states, last = hgrn_scan(i.mT, f.mT, initial_state, return_last_state=True, impl=self.options.impl)
+            logits = logits.masked_fill(~real[..., None], torch.inf)
+        states, last = hgrn_scan(
+            self.i_proj(x).mT,
+            logits.mT,
+            initial_state,
+            return_last_state=True,
+            from_logits=True,
+            lower_bound=lower_bound,
+            cu_seqlens=cu_seqlens,
+            impl=self.options.impl,
+        )
         h, gate = states.mT, self.g_proj(x)
         o = torch.sigmoid(gate) * h if self.gate_norm is None else self.gate_norm(gate) * F.silu(h)
         out = self.o_proj(o.to(x.dtype))

@@ -7,23 +7,43 @@ the same input is rounded to the same integers whatever the dtype of the rest. Z
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
 
 from nonet.matmulfree.packed import PackedTernary
+from nonet.shapes import one_by_one
 
 
 def hgrn_scan(
-    i: Tensor, f: Tensor, initial_state: Tensor | None, return_last_state: bool
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Returns ``h_t = f_t h_{t-1} + i_t`` for every t, one step after the other."""
+    i: Tensor,
+    f: Tensor,
+    *,
+    initial_state: Tensor | None,
+    from_logits: bool,
+    lower_bound: Tensor | None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Returns ``h_t = f_t h_{t-1} + i_t`` for every t, one step after the other, and the last."""
+    if cu_seqlens is not None:
+        run = partial(hgrn_scan, from_logits=from_logits, lower_bound=lower_bound)
+        return one_by_one(run, cu_seqlens, initial_state, i=i, f=f)
+    dtype = i.dtype
+    if from_logits:
+        f = torch.sigmoid(f)
+        if lower_bound is not None:
+            least = lower_bound[:, None]
+            f = least + (1 - least) * f
+        i = silu(i) * (1 - f)
     h = torch.zeros_like(i[..., 0]) if initial_state is None else initial_state
     states = []
     for i_t, f_t in zip(i.unbind(-1), f.unbind(-1), strict=True):
         h = f_t * h + i_t
         states.append(h)
     out = torch.stack(states, dim=-1)
-    return (out, h) if return_last_state else out
+    return out.to(dtype), h.to(torch.promote_types(dtype, torch.float32))
 
 
 def ternary_linear(

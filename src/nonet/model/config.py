@@ -144,7 +144,7 @@ class NonetConfig(PreTrainedConfig):
 
     def implementations(self, device: str, dtype: str) -> dict[str, tuple[str, str]]:
         """Returns, for every op that the parts in use call, which implementation runs and why."""
-        from nonet.select import select
+        from nonet.select import absent, select
 
         chosen: dict[str, tuple[str, str]] = {}
         for used in self.parts():
@@ -152,7 +152,8 @@ class NonetConfig(PreTrainedConfig):
             impl = getattr(self.options_of(used), "impl", "auto")
             for name in used.ops:
                 assert method is not None
-                chosen[name] = select(method.op(name), device, dtype, impl=impl)
+                op = method.op(name)
+                chosen[name] = select(op, device, dtype, impl=impl, missing=absent(op, device))
         return chosen
 
 

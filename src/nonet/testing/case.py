@@ -78,14 +78,32 @@ def spoil(change: Callable[[Arguments], Arguments]) -> Callable[[Function], Func
     return lambda function: lambda **arguments: function(**change(arguments))
 
 
-def spoil_output(change: Callable[[Tensor], Tensor]) -> Callable[[Function], Function]:
-    """Returns the fault of changing the first output of a function."""
+def spoil_output(change: Callable[[Tensor], Tensor], place: int = 0) -> Callable[[Function], Function]:
+    """Returns the fault of changing one output of a function, by default the first."""
 
     def fault(function: Function) -> Function:
         def wrong(**arguments: Any) -> tuple[Tensor, ...]:
-            first, *rest = call(function, arguments)
-            return (change(first), *rest)
+            outs = list(call(function, arguments))
+            outs[place] = change(outs[place])
+            return tuple(outs)
 
         return wrong
 
     return fault
+
+
+def ends_of_sequences(length: int) -> Tensor:
+    """Returns the ``cu_seqlens`` of a row of up to four sequences, the last of them a single token."""
+    return torch.tensor(sorted({0, length // 3, length // 2, length - 1, length}), dtype=torch.int32)
+
+
+def run_on(function: Function) -> Function:
+    """The fault of letting the sequences of a packed row continue one another."""
+
+    def wrong(**arguments: Any) -> tuple[Tensor, ...]:
+        _, last = call(function, arguments)
+        first = arguments["initial_state"][:1]
+        out, _ = call(function, changed(arguments, cu_seqlens=None, initial_state=first))
+        return out, last
+
+    return wrong

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nonet.matmulfree.packed import pack_ternary
-from nonet.testing.case import Arguments, Case, Function, call, changed, spoil, spoil_output
+from nonet.testing.case import (
+    Arguments,
+    Case,
+    Function,
+    call,
+    changed,
+    ends_of_sequences,
+    run_on,
+    spoil,
+    spoil_output,
+)
 
-_BATCH, _CHANNELS = 2, 24
+_BATCH, _CHANNELS = 2, 37
 _IN, _OUT = 45, 20  # a width that leaves three places of the last byte empty
 
 
-def _gates(length: int, generator: torch.Generator) -> Arguments:
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+def _normal(generator: torch.Generator) -> Callable[..., Tensor]:
+    return partial(torch.randn, generator=generator, dtype=torch.float64)
 
+
+def _gates(length: int, generator: torch.Generator) -> Arguments:
+    normal = _normal(generator)
     return {
         "i": normal(_BATCH, _CHANNELS, length),
         "f": torch.sigmoid(2 * normal(_BATCH, _CHANNELS, length) + 1),
@@ -32,6 +45,34 @@ def _any_gates(length: int, generator: torch.Generator) -> Arguments:
     f = torch.randn(_BATCH, _CHANNELS, length, generator=generator, dtype=torch.float64)
     f[..., 1::7], f[..., 3::7] = 0.0, 1.0
     return {"i": _gates(length, generator)["i"], "f": f}
+
+
+def _logits(packed: bool, bounded: bool) -> Callable[[int, torch.Generator], Arguments]:
+    def make(length: int, generator: torch.Generator) -> Arguments:
+        normal = _normal(generator)
+        ends = ends_of_sequences(length) if packed else None
+        rows, kept = (_BATCH, _BATCH) if ends is None else (1, len(ends) - 1)
+        f = 2 * normal(rows, _CHANNELS, length) + 1
+        f[..., 2::9] = torch.inf  # keeps all and takes in nothing, which padding asks for
+        return {
+            "i": normal(rows, _CHANNELS, length),
+            "f": f,
+            "initial_state": normal(kept, _CHANNELS),
+            "return_last_state": True,
+            "from_logits": True,
+            "lower_bound": torch.sigmoid(normal(_CHANNELS)) if bounded else None,
+            "cu_seqlens": ends,
+        }
+
+    return make
+
+
+def _gates_of(a: Arguments, silu: bool = True, bound: bool = True) -> Arguments:
+    """Makes gates of logits by hand, with or without the SiLU, and with or without the bound on i."""
+    free, least = torch.sigmoid(a["f"]), a["lower_bound"][:, None]
+    f = least + (1 - least) * free
+    i = torch.nn.functional.silu(a["i"]) if silu else a["i"]
+    return changed(a, i=i * (1 - (f if bound else free)), f=f, from_logits=False, lower_bound=None)
 
 
 def _split_scan(function: Function, a: Arguments, cut: int) -> tuple[Tensor, ...]:
@@ -111,6 +152,7 @@ _SCAN: dict[str, Any] = {
     "op": "hgrn_scan",
     "time": {"i": 2, "f": 2, "h": 2},
     "causal": True,
+    "lengths": (1, 7, 96, 131),
 }
 _LINEAR: dict[str, Any] = {
     "op": "ternary_linear",
@@ -150,6 +192,38 @@ CASES = (
             "gates without their sign": spoil(lambda a: changed(a, f=a["f"].abs())),
             "gates kept above zero": spoil(lambda a: changed(a, f=a["f"].clamp(min=1e-3))),
             "sees the future": spoil(lambda a: changed(a, i=a["i"].roll(-1, -1))),
+        },
+        **_SCAN,
+    ),
+    Case(
+        label="logits, lower bound, state",
+        make=_logits(packed=False, bounded=True),
+        outputs=("h", "last"),
+        gradients=("i", "f", "initial_state", "lower_bound"),
+        batch=("i", "f", "initial_state"),
+        split=_split_scan,
+        faults={
+            "logits taken as gates": spoil(lambda a: changed(a, from_logits=False, lower_bound=None)),
+            "forgotten lower bound": spoil(lambda a: changed(a, lower_bound=None)),
+            "bound of another channel": spoil(lambda a: changed(a, lower_bound=a["lower_bound"].flip(0))),
+            "forgotten SiLU": spoil(lambda a: _gates_of(a, silu=False)),
+            "input without the bound": spoil(lambda a: _gates_of(a, bound=False)),
+            "forgotten initial state": spoil(lambda a: changed(a, initial_state=None)),
+        },
+        **_SCAN,
+    ),
+    Case(
+        label="sequences in one row",
+        make=_logits(packed=True, bounded=False),
+        outputs=("h", "last"),
+        gradients=("i", "f", "initial_state"),
+        faults={
+            "sequences run on": run_on,
+            "forgotten initial states": spoil(lambda a: changed(a, initial_state=None)),
+            "states of other sequences": spoil(
+                lambda a: changed(a, initial_state=a["initial_state"].flip(0))
+            ),
+            "last states of other sequences": spoil_output(lambda last: last.flip(0), 1),
         },
         **_SCAN,
     ),

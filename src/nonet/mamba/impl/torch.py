@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import pad, silu, softplus
+from torch.nn.functional import linear, pad, silu, softplus
+
+from nonet.shapes import one_by_one
 
 _BLOCK = 2**19  # numbers in the states of a block: 2 MiB in float32, so that a few such fit a cache
 _LEAST = 8  # tokens in a block, so that at most one state in eight is kept for the backward pass
@@ -34,8 +37,12 @@ def selective_scan(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     initial_state: Tensor | None,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Computes in float32 at least; the steps, the skip and the gate are left to autograd."""
+    if cu_seqlens is not None:
+        run = partial(selective_scan, A=A, D=D, delta_bias=delta_bias, delta_softplus=delta_softplus)
+        return one_by_one(run, cu_seqlens, initial_state, u=u, delta=delta, B=B, C=C, z=z)
     wide = torch.promote_types(u.dtype, torch.float32)
     # Time first in memory as well, so that a block of tokens is one piece.
     x, dt, B, C = (t.to(wide).permute(2, 0, 1).contiguous() for t in (u, delta, B, C))
@@ -64,8 +71,12 @@ def causal_conv1d(
     bias: Tensor | None,
     activation: str | None,
     initial_state: Tensor | None,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Adds one shifted product a tap, which on channels-last inputs beats a grouped convolution."""
+    if cu_seqlens is not None:
+        run = partial(causal_conv1d, weight=weight, bias=bias, activation=activation)
+        return one_by_one(run, cu_seqlens, initial_state, x=x)
     length, before = x.shape[2], weight.shape[1] - 1
     # Channels last: a tap's weights then meet a row of neighbours in memory.
     seen = pad(x.mT, (0, 0, before, 0)) if initial_state is None else torch.cat([initial_state.mT, x.mT], 1)
@@ -77,6 +88,44 @@ def causal_conv1d(
     if activation == "silu":
         y = silu(y)
     return y.to(x.dtype).mT, seen[:, length:].mT.contiguous()
+
+
+def mamba_step(
+    x: Tensor,
+    conv_state: Tensor,
+    ssm_state: Tensor,
+    in_proj: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor | None,
+    A_log: Tensor,
+    D: Tensor,
+    out_proj: Tensor,
+    *,
+    in_bias: Tensor | None,
+    out_bias: Tensor | None,
+    norm_eps: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Multiplies matrices in the dtype of x, and does all else in float32 at least."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    N, taps = A_log.shape[1], conv_weight.shape[1]
+    new, z = linear(x, in_proj, in_bias).to(wide).chunk(2, dim=1)
+    seen = torch.cat([conv_state.to(wide), new[..., None]], dim=2)
+    u = (seen[..., -taps:] * conv_weight.to(wide)).sum(2)
+    u = silu(u if conv_bias is None else u + conv_bias.to(wide)).to(x.dtype)
+    parts = linear(u, x_proj).to(wide).split((dt_proj.shape[1], N, N), dim=1)
+    if norm_eps is not None:
+        parts = tuple(p * torch.rsqrt(p.square().mean(1, keepdim=True) + norm_eps) for p in parts)
+    r, B, C = parts
+    delta = linear(r.to(x.dtype), dt_proj).to(wide)
+    dt = softplus(delta if dt_bias is None else delta + dt_bias.to(wide))
+    decay = torch.exp(dt[..., None] * -torch.exp(A_log.to(wide)))
+    h = decay * ssm_state.to(wide) + (dt * u)[..., None] * B[:, None]
+    y = (h * C[:, None]).sum(2) + D.to(wide) * u
+    out = linear((y * silu(z)).to(x.dtype), out_proj, out_bias)
+    return out, seen[..., 1:].to(conv_state.dtype).contiguous(), h
 
 
 class _Scan(torch.autograd.Function):

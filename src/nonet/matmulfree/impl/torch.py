@@ -4,27 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import silu
 
 from nonet.matmulfree.bitlinear import rounded_linear
 from nonet.matmulfree.packed import PackedTernary
+from nonet.shapes import one_by_one
 
 
 def hgrn_scan(
-    i: Tensor, f: Tensor, initial_state: Tensor | None, return_last_state: bool
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Runs the recurrence in about ``4 sqrt(T)`` steps, in float32 or wider."""
-    wide = torch.promote_types(i.dtype, torch.float32)
-    start = torch.zeros_like(i[..., 0]) if initial_state is None else initial_state
+    i: Tensor,
+    f: Tensor,
+    *,
+    initial_state: Tensor | None,
+    from_logits: bool,
+    lower_bound: Tensor | None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Runs the recurrence in about ``4 sqrt(T)`` steps; gates and states are float32 or wider."""
+    if cu_seqlens is not None:
+        run = partial(hgrn_scan, from_logits=from_logits, lower_bound=lower_bound)
+        return one_by_one(run, cu_seqlens, initial_state, i=i, f=f)
+    wide, dtype = torch.promote_types(i.dtype, torch.float32), i.dtype
+    start = i.new_zeros(i.shape[:2]) if initial_state is None else initial_state
     # Time before channels: every step then reads and writes whole rows of memory.
-    h = _Scan.apply(i.mT.to(wide).contiguous(), f.mT.to(wide).contiguous(), start.to(wide))
-    out = h.mT.to(i.dtype)
+    i, f = i.mT.to(wide).contiguous(), f.mT.to(wide).contiguous()
+    if from_logits:
+        f = torch.sigmoid(f)
+        if lower_bound is not None:
+            least = lower_bound.to(wide)
+            f = least + (1 - least) * f
+        i = silu(i) * (1 - f)
+    h = _Scan.apply(i, f, start.to(wide))
     # A copy, so that whoever keeps the last state does not keep all of them.
-    return (out, out[..., -1].clone()) if return_last_state else out
+    return h.mT.to(dtype), h[:, -1].clone()
 
 
 def ternary_linear(

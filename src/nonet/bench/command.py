@@ -1,0 +1,63 @@
+"""What ``nonet bench`` does: measure workload by workload, keep each row at once, show them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from nonet.bench import results
+from nonet.bench.run import measure
+from nonet.bench.table import terminal
+from nonet.bench.workloads import workloads
+from nonet.compare.store import Record
+
+DONE, FAILED, STOPPED = 0, 1, 3
+
+
+def execute(
+    kernels: Sequence[str],
+    out: Path | None,
+    *,
+    threads: Sequence[int],
+    peers: bool,
+    quick: bool,
+    as_json: bool,
+) -> int:
+    """Measures and returns the exit code: 0 done, 1 a row failed, 3 stopped early with the rows done kept.
+
+    Raises:
+        ValueError: a kernel is not known.
+        OSError: a row cannot be written.
+    """
+    directory = results.folder(out)
+    asked = threads or sorted({torch.get_num_threads(), 1}, reverse=True)
+    plan = [(workload, number) for workload in workloads(kernels, quick) for number in asked]
+    rows: list[Record] = []
+    code = DONE
+    try:
+        for place, (workload, number) in enumerate(plan, 1):
+            _say(f"[{place}/{len(plan)}] {workload.name}, {number} thread{'s' * (number > 1)}")
+            row = measure(workload, number, peers=peers, quick=quick)
+            results.append(directory, row)
+            rows.append(row)
+            if row["state"] == "failed":
+                code = FAILED
+                _say(f"  failed: {row['reason']}")
+    except KeyboardInterrupt:
+        code = STOPPED
+        _say(f"stopped; the {len(rows)} rows done so far are kept")
+    if as_json:
+        sys.stdout.write(json.dumps({"rows": rows, "out": str(directory)}, indent=2) + "\n")
+    elif rows:
+        Console().print(terminal(rows))
+    _say(f"{len(rows)} rows added to {directory}")
+    return code
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")

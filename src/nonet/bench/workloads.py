@@ -1,0 +1,106 @@
+"""What is measured: a list of names, sizes and ways to call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+Sizes = Mapping[str, int]
+What = Literal["forward", "training forward", "forward+backward", "training step", "prefill", "decode"]
+
+KERNELS = ("selective_scan", "causal_conv1d", "hgrn_scan", "mamba")
+
+_LENGTHS = tuple(2**k for k in range(9, 17))  # 512 ... 65536
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One thing to measure.
+
+    Attributes:
+        kernel: an operation, or ``mamba`` for whole Transformers models; names the file of its rows.
+        name: starts with the kernel.
+        what: the way to call. A ``training forward`` keeps what the backward pass needs, and is where
+            training memory is taken.
+        sizes: letters of the shape.
+        checked: sizes that replace some of these where the oracle in float64 would take too long.
+        dtype: of the large tensors; rates, biases and states are float32 as in models.
+        channels_last: channels lie next to each other in memory, else times do.
+        series: a point of a curve over lengths, where peers are left out.
+    """
+
+    kernel: str
+    name: str
+    what: What
+    sizes: Sizes
+    checked: Sizes = field(default_factory=dict)
+    dtype: str = "float32"
+    channels_last: bool = True
+    series: bool = False
+
+
+def workloads(kernels: Sequence[str] = (), quick: bool = False) -> tuple[Workload, ...]:
+    """Returns the workloads of some kernels, by default of all.
+
+    Raises:
+        ValueError: a kernel is not known.
+    """
+    for kernel in kernels:
+        if kernel not in KERNELS:
+            raise ValueError(f"kernel={kernel!r} is not known; choose from {', '.join(KERNELS)}")
+    return tuple(w for w in (_QUICK if quick else _FULL) if not kernels or w.kernel in kernels)
+
+
+def _on(kernel: str, what: What, label: str, sizes: Sizes, **options: Any) -> Workload:
+    return Workload(kernel, f"{kernel} {what} {label}", what, sizes, **options)
+
+
+_scan, _conv, _hgrn, _mamba = (partial(_on, kernel) for kernel in KERNELS)
+
+_WIDE = {"B": 1, "C": 1536, "N": 16}  # the channels of Mamba-130m
+_FEW = {"C": 192, "T": 256}  # the oracle's backward pass grows with the square of the length
+_GATED = {"B": 4, "C": 1024}
+_MODEL = {"B": 1, "E": 768, "N": 16, "V": 512}
+_LITTLE = {"E": 64, "layers": 2, "T": 48}
+
+_FULL = (
+    _scan("forward", "T2048", {**_WIDE, "T": 2048}),
+    _scan("forward", "T2048 channels first", {**_WIDE, "T": 2048}, channels_last=False),
+    _scan("forward", "T2048 bfloat16", {**_WIDE, "T": 2048}, dtype="bfloat16"),
+    _scan("forward", "T1", {**_WIDE, "T": 1}),
+    _scan("forward", "C64 T16", {"B": 1, "C": 64, "N": 16, "T": 16}),
+    _scan("forward+backward", "T512", {**_WIDE, "T": 512}, checked=_FEW),
+    _scan("forward+backward", "C64 T16", {"B": 1, "C": 64, "N": 16, "T": 16}),
+    _scan("training forward", "T2048", {**_WIDE, "T": 2048}, checked=_FEW),
+    *(_scan("forward", f"C256 T{T}", {"B": 1, "C": 256, "N": 16, "T": T}, checked={"T": min(T, 4096)},
+            series=True) for T in _LENGTHS),
+    _conv("forward", "T2048", {"B": 1, "C": 1536, "W": 4, "T": 2048}),
+    _conv("forward+backward", "T2048", {"B": 1, "C": 1536, "W": 4, "T": 2048}, checked=_FEW),
+    _conv("forward", "C64 T16", {"B": 1, "C": 64, "W": 4, "T": 16}),
+    _hgrn("forward", "T2048", {**_GATED, "T": 2048}),
+    _hgrn("forward+backward", "T2048", {**_GATED, "T": 2048}, checked=_FEW),
+    _hgrn("forward", "C64 T16", {"B": 1, "C": 64, "T": 16}),
+    *(_hgrn("forward", f"C1024 T{T}", {"B": 1, "C": 1024, "T": T}, checked={"T": min(T, 4096)},
+            series=True) for T in _LENGTHS),
+    _mamba("training step", "T512", {**_MODEL, "layers": 2, "T": 512}, checked=_LITTLE),
+    _mamba("prefill", "T1024", {**_MODEL, "layers": 24, "T": 1024}, checked=_LITTLE),
+    _mamba("decode", "a token", {**_MODEL, "layers": 24, "T": 1}, checked=_LITTLE),
+)  # fmt: skip
+
+_TINY = {"B": 1, "C": 48, "N": 16, "T": 48}
+_TINY_MODEL = {"B": 1, "E": 32, "N": 4, "V": 64, "layers": 2}
+_QUICK = (
+    _scan("forward", "C48 T48", _TINY),
+    _scan("forward", "C48 T48 bfloat16 channels first", _TINY, dtype="bfloat16", channels_last=False),
+    _scan("forward+backward", "C48 T48", _TINY),
+    _scan("training forward", "C48 T48", _TINY),
+    *(_scan("forward", f"C32 T{T}", {**_TINY, "C": 32, "T": T}, series=True) for T in (24, 48)),
+    _conv("forward", "C48 T48", {"B": 1, "C": 48, "W": 4, "T": 48}),
+    _hgrn("forward", "C48 T48", {"B": 1, "C": 48, "T": 48}),
+    _hgrn("forward+backward", "C48 T16", {"B": 1, "C": 48, "T": 16}),
+    _mamba("training step", "T16", {**_TINY_MODEL, "T": 16}),
+    _mamba("prefill", "T16", {**_TINY_MODEL, "T": 16}),
+    _mamba("decode", "a token", {**_TINY_MODEL, "T": 1}),
+)
