@@ -13,6 +13,7 @@ enum { LANES = 4 };
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
+#define INLINED __attribute__((always_inline))
 #define APART static __attribute__((noinline))  // large, and called seldom enough
 
 namespace {
@@ -88,6 +89,15 @@ INLINE void store_some(S* p, V x, int64_t count) {
     float lanes[LANES];
     store(lanes, x);
     for (int64_t k = 0; k < count; ++k) assign(p[k], lanes[k]);
+}
+
+// Calls body(LANES), compiled for whole vectors, where there are so many numbers left; else body(count).
+template <class Body>
+INLINE void whole_or_not(int64_t count, Body body) {
+    if (count >= LANES)
+        body(LANES);
+    else
+        body(count);
 }
 
 // The first or second halves of two vectors, lane by lane in turn.

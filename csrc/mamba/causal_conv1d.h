@@ -40,17 +40,26 @@ INLINE V convolve(const S* x, int64_t apart, const float* taps, V bias, int64_t 
     return y;
 }
 
+// A few steps at a time, so that the taps of a block are read once for all of them.
 template <class S, int WIDTH>
 INLINE void convolve_rows(const NonetConv& s, const Sequence& q, const Blocks& mine, const float* taps) {
-    const int64_t width = WIDTH ? WIDTH : s.width;
-    for (int64_t t = width - 1; t < q.length; ++t)
-        for (int64_t block = mine.begin; block < mine.end; ++block) {
-            const int64_t c0 = block * LANES, channels = s.channels - c0;
-            const float* at = taps + (block - mine.begin) * (width + 1) * LANES;
-            V y = convolve(place<S>(s.x, q.row, c0, q.start + t - width + 1), s.x.stride[2], at, load(at + width * LANES),
-                           width, channels);
-            store_some(place<S>(s.out, q.row, c0, q.start + t), s.silu ? silu(y) : y, channels);
-        }
+    const int64_t width = WIDTH ? WIDTH : s.width, apart = s.x.stride[2], FEW = 8;
+    for (int64_t t = width - 1; t < q.length; t += FEW) {
+        const int64_t steps = least(FEW, q.length - t);
+        const S* x = place<S>(s.x, q.row, 0, q.start + t - width + 1);
+        S* out = place<S>(s.out, q.row, 0, q.start + t);
+        const float* at = taps;
+        for (int64_t c = mine.begin * LANES; c < mine.end * LANES; c += LANES, at += (width + 1) * LANES)
+            whole_or_not(s.channels - c, [&](int64_t some) INLINED {
+                float own[(WIDTH ? WIDTH : 1) * LANES];  // which the compiler keeps in registers
+                if (WIDTH) memcpy(own, at, sizeof own);
+                const V bias = load(at + width * LANES);
+                for (int64_t k = 0; k < steps; ++k) {
+                    V y = convolve(x + k * apart + c, apart, WIDTH ? own : at, bias, width, some);
+                    store_some(out + k * s.out.stride[2] + c, s.silu ? silu(y) : y, some);
+                }
+            });
+    }
 }
 
 template <class S>

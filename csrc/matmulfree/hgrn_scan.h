@@ -52,15 +52,17 @@ INLINE void read_channels(float* to, const View& view, const Channels& mine, int
 
 template <class S, bool LOGITS>
 INLINE void walk(const Channels& at, Rows<const S> i, Rows<const S> f, Rows<S> h, int64_t steps) {
-    for (int64_t t = 0; t < steps; ++t)
-        for (int64_t c = 0; c < at.count; c += LANES) {
-            const int64_t some = at.count - c;
-            Gates gate = gates(load_some(i.row(t) + c, some), load_some(f.row(t) + c, some), load(at.bound + c),
-                               LOGITS);
-            V state = gate.f * load(at.state + c) + gate.i;
-            store(at.state + c, state);
-            store_some(h.row(t) + c, state, some);
-        }
+    for (int64_t t = 0; t < steps; ++t) {
+        const S *i_t = i.row(t), *f_t = f.row(t);
+        S* h_t = h.row(t);
+        for (int64_t c = 0; c < at.count; c += LANES)
+            whole_or_not(at.count - c, [&](int64_t some) INLINED {
+                Gates gate = gates(load_some(i_t + c, some), load_some(f_t + c, some), load(at.bound + c), LOGITS);
+                V state = gate.f * load(at.state + c) + gate.i;
+                store(at.state + c, state);
+                store_some(h_t + c, state, some);
+            });
+    }
 }
 
 // Against time. `state` carries the gradient of the state, `h` holds the states after each step, and
@@ -68,25 +70,28 @@ INLINE void walk(const Channels& at, Rows<const S> i, Rows<const S> f, Rows<S> h
 template <class S, bool LOGITS>
 INLINE void walk_back(const Channels& at, Rows<const S> i, Rows<const S> f, Rows<const S> h, const float* initial,
                       Rows<const S> dh, Rows<S> di, Rows<S> df, int64_t steps) {
-    for (int64_t t = steps - 1; t >= 0; --t)
-        for (int64_t c = 0; c < at.count; c += LANES) {
-            const int64_t some = at.count - c;
-            V before = t == 0 && initial ? load(initial + c) : load_some(h.row(t - 1) + c, some);
-            V g = load(at.state + c) + load_some(dh.row(t) + c, some), y = load_some(f.row(t) + c, some);
-            if (LOGITS) {
-                V x = load_some(i.row(t) + c, some), open = sigmoid(x), shut = sigmoid(-y);
-                Gates gate = gates(x, y, load(at.bound + c), true);
-                V dclosed = g * (x * open - before);  // i carries `closed`, f is one minus it
-                store(at.gathered + c, load(at.gathered + c) - dclosed * shut);
-                store_some(df.row(t) + c, -dclosed * gate.closed * (1.0f - shut), some);
-                store_some(di.row(t) + c, g * gate.closed * open * (1.0f + x * (1.0f - open)), some);
-                store(at.state + c, g * gate.f);
-            } else {
-                store_some(df.row(t) + c, g * before, some);
-                store_some(di.row(t) + c, g, some);
-                store(at.state + c, g * y);
-            }
-        }
+    for (int64_t t = steps - 1; t >= 0; --t) {
+        const S *i_t = i.row(t), *f_t = f.row(t), *dh_t = dh.row(t), *before_t = h.row(t - 1);
+        S *di_t = di.row(t), *df_t = df.row(t);
+        for (int64_t c = 0; c < at.count; c += LANES)
+            whole_or_not(at.count - c, [&](int64_t some) INLINED {
+                V before = t == 0 && initial ? load(initial + c) : load_some(before_t + c, some);
+                V g = load(at.state + c) + load_some(dh_t + c, some), y = load_some(f_t + c, some);
+                if (LOGITS) {
+                    V x = load_some(i_t + c, some), open = sigmoid(x), shut = sigmoid(-y);
+                    Gates gate = gates(x, y, load(at.bound + c), true);
+                    V dclosed = g * (x * open - before);  // i carries `closed`, f is one minus it
+                    store(at.gathered + c, load(at.gathered + c) - dclosed * shut);
+                    store_some(df_t + c, -dclosed * gate.closed * (1.0f - shut), some);
+                    store_some(di_t + c, g * gate.closed * open * (1.0f + x * (1.0f - open)), some);
+                    store(at.state + c, g * gate.f);
+                } else {
+                    store_some(df_t + c, g * before, some);
+                    store_some(di_t + c, g, some);
+                    store(at.state + c, g * y);
+                }
+            });
+    }
 }
 
 template <class S, bool LOGITS>

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import math
 import os
 import struct
 import sys
@@ -217,11 +218,11 @@ def storage(tensor: Tensor) -> int:
 
 
 def parts(rows: int, channels: int) -> int:
-    """Returns into how many tasks the channels of a row are cut, so that there is work for all threads."""
+    """Returns into how many tasks the channels of a row are cut, so that all threads get as much to do."""
     import torch
 
     threads = torch.get_num_threads()
-    return 1 if rows >= 4 * threads else min(threads, -(-channels // 16))
+    return 1 if rows >= 4 * threads else min(threads // math.gcd(rows, threads), -(-channels // 16))
 
 
 _ABSENT = (
