@@ -42,6 +42,8 @@ INLINE void store(bfloat16* p, V x) {
     *(HM*)p = __builtin_convertvector(x != x ? U{} + 0x7fc0u : rounded, H);
 }
 
+INLINE void add_to(float* p, V x) { store(p, load(p) + x); }
+
 INLINE float number(float x) { return x; }
 INLINE float number(bfloat16 x) {
     uint32_t bits = (uint32_t)x.bits << 16;

@@ -131,7 +131,8 @@ int conv_part_backward(const NonetConv& s, int64_t row, int64_t part) {
             load_tile(g, place<S>(s.dout, q.row, c0, q.start + t0), s.dout.stride[1], s.dout.stride[2], channels,
                       steps);
             memcpy(g + steps * LANES, behind + at * halo, halo * sizeof(float));
-            V db = load(dbias + at * LANES);
+            // Sums over time are taken a chunk at a time: one long sum would lose what it adds.
+            V db = {};
             for (int64_t t = 0; t < steps; ++t) {
                 V dy = load(g + t * LANES);
                 if (s.silu) {
@@ -141,12 +142,12 @@ int conv_part_backward(const NonetConv& s, int64_t row, int64_t part) {
                 }
                 db += dy;
             }
-            store(dbias + at * LANES, db);
+            add_to(dbias + at * LANES, db);
             for (int64_t w = 0; w < s.width; ++w) {
                 float* to = dtaps + at * taps_size + w * LANES;
-                V dw = load(to);
+                V dw = {};
                 for (int64_t t = 0; t < steps; ++t) dw += load(g + t * LANES) * load(x + (t + w) * LANES);
-                store(to, dw);
+                add_to(to, dw);
             }
             // The gradient of the input at t comes from the steps t to t + before. The inputs are used up.
             const int64_t from = k ? 0 : -before;  // in front of the first chunk lies the initial state

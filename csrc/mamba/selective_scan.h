@@ -202,7 +202,7 @@ INLINE void retreat(const Tiles& tile, Gradients& grad, const V* rate, const flo
     V g[GROUP], sum[GROUP], before[GROUP];
     for (int j = 0; j < GROUP; ++j) {
         g[j] = load(carry + j * LANES);
-        sum[j] = load(da + j * apart);
+        sum[j] = V{};
     }
     for (int64_t t = steps - 1; t >= 0; --t) {
         const float *states = grad.states + t * GROUP * LANES, *decays = grad.decays + t * GROUP * LANES;
@@ -226,7 +226,7 @@ INLINE void retreat(const Tiles& tile, Gradients& grad, const V* rate, const flo
     }
     for (int j = 0; j < GROUP; ++j) {
         store(carry + j * LANES, g[j]);
-        store(da + j * apart, sum[j]);
+        add_to(da + j * apart, sum[j]);
     }
 }
 
@@ -236,8 +236,6 @@ INLINE void add_lanes(float* to, const float* lanes, int64_t steps, int64_t stat
         for (int64_t n = 0; n < states; ++n)
             to[t * states + n] = sum(load(lanes + ((n / GROUP * CHUNK + t) * GROUP + n % GROUP) * LANES));
 }
-
-INLINE void add_to(float* p, V x) { store(p, load(p) + x); }
 
 template <class S>
 int scan_part_backward(const NonetScan& s, int64_t row, int64_t part) {

@@ -39,7 +39,7 @@ INLINE Rows<S> rows_of(const View& view, const Sequence& q, int64_t channel) {
 // The channels of a part: their number, and what is kept for each.
 struct Channels {
     int64_t first, count;
-    float *state, *bound, *gathered;
+    float *state, *bound, *gathered, *total;
 };
 
 INLINE void read_channels(float* to, const View& view, const Channels& mine, int64_t row, bool by_row) {
@@ -81,7 +81,7 @@ INLINE void walk_back(const Channels& at, Rows<const S> i, Rows<const S> f, Rows
                     V x = load_some(i_t + c, some), open = sigmoid(x), shut = sigmoid(-y);
                     Gates gate = gates(x, y, load(at.bound + c), true);
                     V dclosed = g * (x * open - before);  // i carries `closed`, f is one minus it
-                    store(at.gathered + c, load(at.gathered + c) - dclosed * shut);
+                    add_to(at.gathered + c, -dclosed * shut);
                     store_some(df_t + c, -dclosed * gate.closed * (1.0f - shut), some);
                     store_some(di_t + c, g * gate.closed * open * (1.0f + x * (1.0f - open)), some);
                     store(at.state + c, g * gate.f);
@@ -91,6 +91,11 @@ INLINE void walk_back(const Channels& at, Rows<const S> i, Rows<const S> f, Rows
                     store(at.state + c, g * y);
                 }
             });
+    }
+    // Sums over time are taken a stretch at a time: one long sum would lose what it adds.
+    for (int64_t c = 0; LOGITS && c < at.count; c += LANES) {
+        add_to(at.total + c, load(at.gathered + c));
+        store(at.gathered + c, V{});
     }
 }
 
@@ -102,7 +107,7 @@ int hgrn_part(const NonetHgrn& s, int64_t row, int64_t part) {
     Memory memory(2 * padded);
     if (!memory.data) return NONET_NO_MEMORY;
     const int64_t first = mine.begin * LANES;
-    const Channels all = {first, least(padded, s.channels - first), memory.data, memory.data + padded, nullptr};
+    const Channels all = {first, least(padded, s.channels - first), memory.data, memory.data + padded, nullptr, nullptr};
     read_channels(all.state, s.initial, all, row, true);
     read_channels(all.bound, s.lower_bound, all, row, false);
     if (s.i.stride[1] == 1 && s.f.stride[1] == 1 && s.h.stride[1] == 1)
@@ -110,7 +115,7 @@ int hgrn_part(const NonetHgrn& s, int64_t row, int64_t part) {
                         rows_of<S>(s.h, q, first), q.length);
     else
         for (int64_t k = 0; k < padded; k += LANES) {
-            const Channels few = {first + k, LANES, all.state + k, all.bound + k, nullptr};
+            const Channels few = {first + k, LANES, all.state + k, all.bound + k, nullptr, nullptr};
             const int64_t channels = least(LANES, all.count - k);
             for (int64_t t0 = 0; t0 < q.length; t0 += STRETCH) {
                 alignas(64) float i[STRETCH * LANES], f[STRETCH * LANES];
@@ -130,24 +135,30 @@ int hgrn_part_backward(const NonetHgrn& s, int64_t row, int64_t part) {
     const Sequence q = sequence(s.starts, row, s.length);
     const Blocks mine = blocks(s.channels, s.parts, part);
     const int64_t padded = (mine.end - mine.begin) * LANES;
-    Memory memory(4 * padded);
+    Memory memory(5 * padded);
     if (!memory.data) return NONET_NO_MEMORY;
     const int64_t first = mine.begin * LANES;
     const Channels all = {first, least(padded, s.channels - first), memory.data, memory.data + padded,
-                          memory.data + 2 * padded};
-    float* initial = memory.data + 3 * padded;
+                          memory.data + 2 * padded, memory.data + 3 * padded};
+    float* initial = memory.data + 4 * padded;
     read_channels(all.state, s.dlast, all, row, true);
     read_channels(all.bound, s.lower_bound, all, row, false);
     read_channels(initial, s.initial, all, row, true);
-    memset(all.gathered, 0, padded * sizeof(float));
+    memset(all.gathered, 0, 2 * padded * sizeof(float));
     if (s.i.stride[1] == 1 && s.f.stride[1] == 1 && s.h.stride[1] == 1 && s.dh.stride[1] == 1 &&
         s.di.stride[1] == 1 && s.df.stride[1] == 1)
-        walk_back<S, LOGITS>(all, rows_of<const S>(s.i, q, first), rows_of<const S>(s.f, q, first),
-                             rows_of<const S>(s.h, q, first), initial, rows_of<const S>(s.dh, q, first),
-                             rows_of<S>(s.di, q, first), rows_of<S>(s.df, q, first), q.length);
+        for (int64_t chunk = (q.length - 1) / STRETCH; chunk >= 0; --chunk) {
+            const int64_t t0 = chunk * STRETCH, steps = least(STRETCH, q.length - t0);
+            const Sequence few = {q.row, q.start + t0, steps};
+            walk_back<S, LOGITS>(all, rows_of<const S>(s.i, few, first), rows_of<const S>(s.f, few, first),
+                                 rows_of<const S>(s.h, few, first), t0 ? nullptr : initial,
+                                 rows_of<const S>(s.dh, few, first), rows_of<S>(s.di, few, first),
+                                 rows_of<S>(s.df, few, first), steps);
+        }
     else
         for (int64_t k = 0; k < padded; k += LANES) {
-            const Channels few = {first + k, LANES, all.state + k, all.bound + k, all.gathered + k};
+            const Channels few = {first + k, LANES, all.state + k, all.bound + k, all.gathered + k,
+                                  all.total + k};
             const int64_t channels = least(LANES, all.count - k);
             for (int64_t chunk = (q.length - 1) / STRETCH; chunk >= 0; --chunk) {
                 alignas(64) float i[STRETCH * LANES], f[STRETCH * LANES], dh[STRETCH * LANES];
@@ -167,7 +178,7 @@ int hgrn_part_backward(const NonetHgrn& s, int64_t row, int64_t part) {
         }
     for (int64_t k = 0; k < all.count; ++k) {
         if (s.dinitial.data) *place<float>(s.dinitial, row, first + k, 0) = all.state[k];
-        if (s.dlower_bound) s.dlower_bound[row * s.channels + first + k] = all.gathered[k];
+        if (s.dlower_bound) s.dlower_bound[row * s.channels + first + k] = all.total[k];
     }
     return NONET_OK;
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import sys
 from collections.abc import Sequence
@@ -35,6 +37,7 @@ def execute(
         OSError: a row cannot be written.
     """
     directory = results.folder(out)
+    _keep_memory()
     asked = threads or sorted({torch.get_num_threads(), 1}, reverse=True)
     plan = [(workload, number) for workload in workloads(kernels, quick) for number in asked]
     rows: list[Record] = []
@@ -61,3 +64,16 @@ def execute(
 
 def _say(text: str) -> None:
     sys.stderr.write(f"{text}\n")
+
+
+def _keep_memory() -> None:
+    """Lets the process keep memory that was freed, where glibc allocates.
+
+    By itself it gives large blocks back to the system after every call, and then the time of a call is that of
+    the system's clearing of fresh pages, for ours and for others.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another allocator
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_threshold, 2**30)
+        mallopt(trim_threshold, 2**31 - 1)
