@@ -69,8 +69,8 @@ def _say(text: str) -> None:
 def _keep_memory() -> None:
     """Lets the process keep memory that was freed, where glibc allocates.
 
-    By itself it gives large blocks back to the system after every call, and then the time of a call is that of
-    the system's clearing of fresh pages, for ours and for others.
+    By itself it gives large blocks back to the system after every call, and then a call takes as long as
+    clearing fresh pages does, for ours and for others.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another allocator
