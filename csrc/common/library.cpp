@@ -54,11 +54,10 @@ int run(int (*kernel)(const Args*), const Args* args) {
 
 }  // namespace
 
-void nonet_parallel(int64_t count, NonetTask task, void* context) {
-    if (count > 1 && pool)
-        pool(0, count, 1, task, context);
-    else
-        task(0, count, context);
+int nonet_parallel(int64_t count, NonetTask task, void* context) {
+    if (count > 1 && pool) return pool(0, count, 1, task, context) == 0 ? NONET_OK : NONET_POOL_FAILED;
+    task(0, count, context);
+    return NONET_OK;
 }
 
 int64_t nonet_abi(void) { return NONET_ABI; }

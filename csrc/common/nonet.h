@@ -11,7 +11,7 @@
 #define NONET_API extern "C" __attribute__((visibility("default")))
 #endif
 
-enum { NONET_OK = 0, NONET_BAD_STRUCT = 1, NONET_BAD_ARGUMENT = 2, NONET_NO_MEMORY = 3 };
+enum { NONET_OK = 0, NONET_BAD_STRUCT = 1, NONET_BAD_ARGUMENT = 2, NONET_NO_MEMORY = 3, NONET_POOL_FAILED = 4 };
 
 // Storage of the large tensors of a call. States and sums are always float32.
 enum { NONET_FLOAT32 = 0, NONET_BFLOAT16 = 1 };
@@ -83,7 +83,7 @@ typedef struct {
     float* work;                  // rows * (3 channels + rank + 2 states + width)
 } NonetStep;
 
-// The pool of the host: runs task(begin, end, context) over parts of [0, count).
+// The pool of the host: runs task(begin, end, context) over parts of [0, count); returns zero when all are done.
 typedef void (*NonetTask)(int64_t begin, int64_t end, void* context);
 typedef int32_t (*NonetPool)(int64_t begin, int64_t end, int64_t grain, NonetTask task, void* context);
 

@@ -20,5 +20,5 @@ extern const Table nonet_avx2;
 extern const Table nonet_avx512;
 #endif
 
-// Runs task(begin, end, context) over [0, count) on the threads of the host.
-void nonet_parallel(int64_t count, NonetTask task, void* context);
+// Runs task(begin, end, context) over [0, count) on the threads of the host; returns a code.
+int nonet_parallel(int64_t count, NonetTask task, void* context);

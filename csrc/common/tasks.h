@@ -79,10 +79,11 @@ int every_part(const Args* args, int64_t work) {
         }
     };
     const int64_t count = args->rows * args->parts;
-    if (tokens * args->channels * work < WORTH_SHARING)
+    if (tokens * args->channels * work >= WORTH_SHARING) {
+        const int code = nonet_parallel(count, task, &context);
+        if (code != NONET_OK) return code;
+    } else
         task(0, count, &context);
-    else
-        nonet_parallel(count, task, &context);
     return context.code;
 }
 

@@ -146,12 +146,12 @@ INLINE void normalise(float* x, int64_t size, double eps) {
 
 // Runs stage(step, begin, end) over [0, count) in pieces of `piece`, on as many threads as there are.
 template <void (*stage)(const Step&, int64_t, int64_t)>
-INLINE void share(const Step& step, int64_t count, int64_t piece) {
+INLINE int share(const Step& step, int64_t count, int64_t piece) {
     struct Context {
         const Step* step;
         int64_t count, piece;
     } context = {&step, count, piece};
-    nonet_parallel(
+    return nonet_parallel(
         (count + piece - 1) / piece,
         [](int64_t begin, int64_t end, void* pointer) {
             const Context& context = *(const Context*)pointer;
@@ -171,8 +171,8 @@ int step_as(const NonetStep* args) {
     step.mixed = step.y + s.rows * s.channels;
     for (int64_t r = 0; r < s.rows; ++r)
         for (int64_t k = 0; k < s.width; ++k) step.x[r * s.width + k] = number(*place<S>(s.x, r, k, 0));
-    share<project_in<S, P>>(step, s.channels, 64);
-    share<project_mixed<S>>(step, mixed, 8);
+    int code = share<project_in<S, P>>(step, s.channels, 64);
+    if (code == NONET_OK) code = share<project_mixed<S>>(step, mixed, 8);
     if (s.norm_eps >= 0)
         for (int64_t r = 0; r < s.rows; ++r) {
             float* row = step.mixed + r * mixed;
@@ -180,9 +180,8 @@ int step_as(const NonetStep* args) {
             normalise(row + s.rank, s.states, s.norm_eps);
             normalise(row + s.rank + s.states, s.states, s.norm_eps);
         }
-    share<recur<S, P>>(step, s.channels, 64);
-    share<project_out<S>>(step, s.width, 32);
-    return NONET_OK;
+    if (code == NONET_OK) code = share<recur<S, P>>(step, s.channels, 64);
+    return code == NONET_OK ? share<project_out<S>>(step, s.width, 32) : code;
 }
 
 int mamba_step(const NonetStep* s) {

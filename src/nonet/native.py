@@ -38,7 +38,12 @@ KERNELS = (
     "mamba_step",
 )
 _NAME = {"darwin": "libnonet.dylib", "win32": "libnonet.dll"}.get(sys.platform, "libnonet.so")
-_CODES = {1: "the struct is of another version", 2: "an argument is wrong", 3: "memory ran out"}
+_CODES = {
+    1: "the struct is of another version",
+    2: "an argument is wrong",
+    3: "memory ran out",
+    4: "torch ran no task",
+}
 _AGAIN = "pip install --force-reinstall --no-deps --no-cache-dir nonet"
 
 

@@ -20,6 +20,7 @@ _ROW = {
     "channels_last": True,
     "series": False,
     "quick": False,
+    "memory_kept": False,
     "threads": 2,
     "state": "done",
     "reason": None,

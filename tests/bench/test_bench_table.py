@@ -95,6 +95,15 @@ def test_growth_is_against_half_the_length_of_the_same_curve():
     ]
 
 
+def test_ways_to_allocate_are_told_apart():
+    kept = row(memory_kept=True)
+    assert cells(table.headlines([row(), kept])) == cells(table.headlines([row()]))
+    assert [line[0] for line in cells(table.document([row(), kept]))] == [
+        "hgrn_scan forward T2048",
+        "hgrn_scan forward T2048, memory kept",
+    ]
+
+
 def test_memory_has_a_table_of_its_own():
     made = row()
     made["contenders"][0]["kept"] = 2**20

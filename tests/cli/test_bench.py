@@ -65,7 +65,7 @@ def test_a_wrong_kernel_exits_1_and_its_row_is_kept(tmp_path, monkeypatch, capsy
         return right(*args, impl=impl, **options) + (impl != "reference")
 
     monkeypatch.setattr(nonet.mamba.api, "causal_conv1d", wrong)
-    asked = {"threads": (1,), "peers": False, "quick": True, "as_json": False}
+    asked = {"threads": (1,), "peers": False, "quick": True, "keep_memory": False, "as_json": False}
     assert command.execute(["causal_conv1d"], tmp_path, **asked) == 1
     said = capsys.readouterr()
     assert "failed: wrong: nonet out" in said.err

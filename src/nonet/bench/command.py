@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import sys
@@ -28,16 +27,18 @@ def execute(
     threads: Sequence[int],
     peers: bool,
     quick: bool,
+    keep_memory: bool,
     as_json: bool,
 ) -> int:
     """Measures and returns the exit code: 0 done, 1 a row failed, 3 stopped early with the rows done kept.
 
     Raises:
-        ValueError: a kernel is not known.
+        ValueError: a kernel is not known, or the allocator cannot be told to keep memory.
         OSError: a row cannot be written.
     """
     directory = results.folder(out)
-    _keep_memory()
+    if keep_memory:
+        _keep_memory()
     asked = threads or sorted({torch.get_num_threads(), 1}, reverse=True)
     plan = [(workload, number) for workload in workloads(kernels, quick) for number in asked]
     rows: list[Record] = []
@@ -45,7 +46,7 @@ def execute(
     try:
         for place, (workload, number) in enumerate(plan, 1):
             _say(f"[{place}/{len(plan)}] {workload.name}, {number} thread{'s' * (number > 1)}")
-            row = measure(workload, number, peers=peers, quick=quick)
+            row = measure(workload, number, peers=peers, quick=quick, memory_kept=keep_memory)
             results.append(directory, row)
             rows.append(row)
             if row["state"] == "failed":
@@ -73,7 +74,9 @@ def _keep_memory() -> None:
     clearing fresh pages does, for ours and for others.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another allocator
+    try:
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_threshold, 2**30)
-        mallopt(trim_threshold, 2**31 - 1)
+    except (OSError, AttributeError, TypeError) as error:
+        raise ValueError("--keep-memory needs glibc's allocator, which this system does not have") from error
+    mallopt(mmap_threshold, 2**30)
+    mallopt(trim_threshold, 2**31 - 1)

@@ -30,7 +30,7 @@ def load(directory: Path) -> list[Record]:
 
 
 def newest(rows: Iterable[Record]) -> list[Record]:
-    """Returns of each workload and number of threads the last row, on the machine that was measured last.
+    """Returns the last row of each workload, number of threads and way to allocate, on the last machine.
 
     Rows of ``--quick`` measure nothing and are left out.
     """
@@ -38,7 +38,8 @@ def newest(rows: Iterable[Record]) -> list[Record]:
     if not real:
         return []
     machine = _machine(max(real, key=lambda row: row["provenance"]["date"]))
-    return list({(row["name"], row["threads"]): row for row in real if _machine(row) == machine}.values())
+    here = (row for row in real if _machine(row) == machine)
+    return list({(row["name"], row["threads"], row["memory_kept"]): row for row in here}.values())
 
 
 def _machine(row: Record) -> tuple[str, int]:

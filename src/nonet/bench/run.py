@@ -24,7 +24,9 @@ from nonet.compare.provenance import provenance
 from nonet.compare.store import FORMAT, Record
 
 
-def measure(workload: Workload, threads: int, *, peers: bool, quick: bool) -> Record:
+def measure(
+    workload: Workload, threads: int, *, peers: bool, quick: bool, memory_kept: bool = False
+) -> Record:
     """Returns the row of a workload on so many threads.
 
     ``state`` is ``done``, or ``failed`` when anything of ours is not right; then nothing is timed.
@@ -51,6 +53,7 @@ def measure(workload: Workload, threads: int, *, peers: bool, quick: bool) -> Re
             "channels_last": workload.channels_last,
             "series": workload.series,
             "quick": quick,
+            "memory_kept": memory_kept,
             "threads": threads,
             "state": "failed" if wrong else "done",
             "reason": "; ".join(wrong) or None,

@@ -51,8 +51,11 @@ def document(stored: Iterable[Record]) -> str:
 
 
 def headlines(stored: Iterable[Record]) -> str:
-    """Returns as Markdown, of :func:`newest`, ours against other people's code on the most threads."""
-    rows = newest(stored)
+    """Returns as Markdown, of :func:`newest`, ours against other people's code on the most threads.
+
+    Memory is given back, as it is by default.
+    """
+    rows = [row for row in newest(stored) if not row["memory_kept"]]
     most = max((row["threads"] for row in rows), default=0)
     peers = [
         {**row, "contenders": [c for i, c in enumerate(row["contenders"]) if i == 0 or c["package"]]}
@@ -93,7 +96,7 @@ def _times(rows: Iterable[Record], full: bool) -> Sheet:
 def _time_lines(row: Record, full: bool) -> list[tuple[str, ...]]:
     """Returns a line for each of the others; what is ours stands in the first."""
     ours, *others = row["contenders"]
-    name, threads = row["name"], str(row["threads"])
+    name, threads = _name(row), str(row["threads"])
     if row["state"] == "failed":
         return [(name, threads, f"failed: {row['reason']}", *[units.DASH] * 5)]
     blocks = []
@@ -112,17 +115,24 @@ def _lengths(rows: Iterable[Record]) -> Sheet:
     points = [row for row in rows if row["series"]]
     half: dict[tuple[Any, ...], float] = {}
     lines = []
-    for row in sorted(points, key=lambda row: (row["kernel"], -row["threads"], row["sizes"]["T"])):
+    for row in sorted(points, key=_place):
         ours, sizes = row["contenders"][0], dict(row["sizes"])
         T = sizes.pop("T")
-        curve = (row["kernel"], row["what"], row["threads"], tuple(sizes.items()))
+        kept = ", memory kept" if row["memory_kept"] else ""
+        curve = (row["kernel"], row["what"], row["threads"], kept, tuple(sizes.items()))
         median = ours.get("median")
         before = half.get((*curve, T // 2))
         growth = units.times(median / before) if median and before else units.DASH
         time = _spread(ours, units.seconds, full=True) if median else f"failed: {row['reason']}"
         shape = " ".join(f"{letter}{size}" for letter, size in sizes.items())
         lines.append(
-            (f"{row['kernel']} {row['what']} {shape}", str(row["threads"]), units.count(T), time, growth)
+            (
+                f"{row['kernel']} {row['what']} {shape}{kept}",
+                str(row["threads"]),
+                units.count(T),
+                time,
+                growth,
+            )
         )
         if median:
             half[*curve, T] = median
@@ -132,10 +142,15 @@ def _lengths(rows: Iterable[Record]) -> Sheet:
     )
 
 
+def _place(row: Record) -> tuple[Any, ...]:
+    """Sorts the points of curves."""
+    return row["kernel"], row["memory_kept"], -row["threads"], row["sizes"]["T"]
+
+
 def _memory(rows: Iterable[Record]) -> Sheet:
     lines = tuple(
         (
-            row["name"],
+            _name(row),
             str(row["threads"]),
             c["name"],
             units.memory(c.get("kept")),
@@ -153,6 +168,10 @@ def _memory(rows: Iterable[Record]) -> Sheet:
 def _spread(found: Record, say: Callable[[float], str], full: bool) -> str:
     quartiles = f" ({say(found['low'])} to {say(found['high'])})" if full else ""
     return f"{say(found['median'])}{quartiles}"
+
+
+def _name(row: Record) -> str:
+    return f"{row['name']}, memory kept" if row["memory_kept"] else row["name"]
 
 
 def _shares(row: Record, full: bool) -> str:

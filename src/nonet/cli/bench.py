@@ -19,6 +19,9 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="Tiny sizes, to see that all works; the times mean nothing.")
     ] = False,
+    keep_memory: Annotated[
+        bool, typer.Option("--keep-memory", help="Keep memory that was freed, as glibc by itself does not.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Time the kernels against other people's code and this machine's limits, after checking them.
@@ -30,7 +33,15 @@ def bench(
     """
     from nonet.bench.command import execute
 
-    code = execute(kernels or (), out, threads=_numbers(threads), peers=peers, quick=quick, as_json=as_json)
+    code = execute(
+        kernels or (),
+        out,
+        threads=_numbers(threads),
+        peers=peers,
+        quick=quick,
+        keep_memory=keep_memory,
+        as_json=as_json,
+    )
     raise typer.Exit(code)
 
 
