@@ -12,13 +12,14 @@ const float MAGIC = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole num
 INLINE V capped(V x, float limit) { return limit < x ? all(limit) : x; }
 INLINE V floored(V x, float limit) { return limit > x ? all(limit) : x; }
 
-// 2^f for f in [-1/2, 1/2]; relative error 1.1e-7, and exact at 0: a decay close to one is applied thousands of
-// times, and a bias would add up.
+// 2^f for f in [-1/2, 1/2]; relative error 2e-9 before rounding, and exact at 0: a decay close to one is
+// applied thousands of times, and a bias would add up.
 INLINE V exp2_fraction(V f) {
-    V p = 0.00132647273f * f + 0.00967151299f;
-    p = p * f + 0.0555073358f;
-    p = p * f + 0.240222424f;
-    p = p * f + 0.693147004f;
+    V p = 0.00015353362f * f + 0.0013398875f;
+    p = p * f + 0.00961843692f;
+    p = p * f + 0.0555033237f;
+    p = p * f + 0.240226477f;
+    p = p * f + 0.693147182f;
     return p * f + 1.0f;
 }
 
