@@ -39,7 +39,7 @@ typedef struct {
     View a;                       // (channel, state), float32
     View d, delta_bias;           // (channel), float32
     View initial, last;           // (row, channel, state), float32
-    float* fronts;                // states before each chunk when training, else one a row; see scan.py
+    float* fronts;                // states before each chunk when training, else one a row
     // Backward only.
     View dout, du, ddelta, dz;    // (row, channel, time)
     View dlast, dinitial;         // (row, channel, state), float32

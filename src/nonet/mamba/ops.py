@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nonet.mamba.impl import cpu
-from nonet.native import parts
 from nonet.operators import define, ends, float32, learns
 
 _CHUNK = 32  # NONET_CHUNK of csrc/common/nonet.h: tokens between two saved states
@@ -126,7 +125,7 @@ class _SelectiveScan(torch.autograd.Function):
         )
         channels, states = dinitial.shape[1:]
         dA = dA.sum(0)[:states, :channels].mT
-        dB, dC = (t.sum(0).to(B.dtype).mT for t in (dB, dC))
+        dB, dC = (t.to(B.dtype).mT for t in (dB, dC))
         dD, dbias = (t.sum(0)[:channels] for t in (dD, dbias))
         dD, dbias, dinitial = (
             t if given else None for t, given in zip((dD, dbias, dinitial), ctx.given, strict=True)
@@ -171,13 +170,13 @@ def _scan_backward_shapes(
 ) -> tuple[Tensor, ...]:
     B, z = rest[1], rest[4]
     rows, (states, channels) = len(dlast), fronts.shape[1:]
-    partial = parts(rows, u.shape[1]), B.shape[0], B.shape[2], B.shape[1]
+    by_time = B.shape[0], B.shape[2], B.shape[1]
     return (
         torch.empty_like(u),
         torch.empty_like(delta),
         u.new_empty(0) if z is None else torch.empty_like(z),
-        dlast.new_empty(partial),
-        dlast.new_empty(partial),
+        dlast.new_empty(by_time),
+        dlast.new_empty(by_time),
         dlast.new_empty(rows, states, channels),
         dlast.new_empty(rows, channels),
         dlast.new_empty(rows, channels),

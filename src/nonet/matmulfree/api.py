@@ -39,7 +39,7 @@ def hgrn_scan(
         lower_bound: the least that each channel keeps, ``(C,)``, from 0 to 1; needs ``from_logits``.
         cu_seqlens: ``0, T_1, T_1 + T_2, ..., T`` in int32 or int64 ``(n + 1,)``: the row (B is 1) holds
             n sequences, one behind the other, each with a state of its own.
-        impl: ``"torch"``, ``"reference"`` or ``"auto"``.
+        impl: ``"cpu"``, ``"torch"``, ``"reference"`` or ``"auto"``.
 
     Returns:
         All states ``(B, C, T)`` in the dtype of i; with ``return_last_state`` also ``(n, C)``, in float32

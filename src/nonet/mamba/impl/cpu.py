@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from nonet.native import CONV, SCAN, STEP, library, parts, storage
@@ -71,18 +72,22 @@ def selective_scan_backward(
     starts: Some,
     softplus: bool,
 ) -> None:
-    """Fills the gradients; those of B and C one for each part of the channels, the others' one a row."""
+    """Fills the gradients; those of A, D and the bias one a row."""
     du, ddelta, dz, dB, dC, dA, dD, dbias, dinitial = outs
     rows, channels, states = dinitial.shape
     for gathered in (dA, dD, dbias):
         gathered.zero_()
+    # Tasks that share the channels each have a sum of their own. How many depends on the number of threads,
+    # which the shape of a result must not.
+    shares = parts(rows, channels)
+    dB_parts, dC_parts = dB.new_empty(shares, *dB.shape), dC.new_empty(shares, *dC.shape)
     args = SCAN.pack(
         dtype=storage(u),
         rows=rows,
         channels=channels,
         states=states,
         length=u.shape[2],
-        parts=len(dB),
+        parts=shares,
         softplus=softplus,
         train=True,
         starts=starts,
@@ -101,13 +106,15 @@ def selective_scan_backward(
         dz=dz,
         dlast=dlast,
         dinitial=dinitial,
-        db=dB,
-        dc=dC,
+        db=dB_parts,
+        dc=dC_parts,
         da=dA,
         dd=dD,
         dbias=dbias,
     )
     library().call("selective_scan_backward", args)
+    torch.sum(dB_parts, 0, out=dB)
+    torch.sum(dC_parts, 0, out=dC)
 
 
 def causal_conv1d(
