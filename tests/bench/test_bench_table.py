@@ -30,7 +30,7 @@ def against(made, **entry):
 
 
 def test_a_line_tells_ours_theirs_and_the_ratio_of_rounds():
-    [line] = cells(table.headlines([row()]))
+    [line] = cells(table.document([row()]))
     assert line == [
         "hgrn_scan forward T2048",
         "2",
@@ -41,6 +41,8 @@ def test_a_line_tells_ours_theirs_and_the_ratio_of_rounds():
         "15x (14x to 16x)",
         "7",
     ]
+    [line] = cells(table.headlines([row()]))
+    assert line == ["hgrn_scan forward T2048", "2.00 ms", "50 % bytes", "eager loop 15x (14x to 16x)"]
 
 
 def test_a_loss_stays():
@@ -49,14 +51,18 @@ def test_a_loss_stays():
 
 
 def test_a_peer_that_did_not_run_says_why_and_the_rest_is_a_dash():
-    [line] = cells(table.headlines([against(row(), failure="ImportError: a | b")]))
+    absent = against(row(), failure="ImportError: a | b")
+    [line] = cells(table.document([absent]))
     assert line[4:] == ["eager loop", "ImportError: a / b", "-", "-"]
+    [line] = cells(table.headlines([absent]))
+    assert line[3] == "eager loop did not run"
 
 
 def test_a_row_that_failed_is_told():
     failed = row(state="failed", reason="wrong: nonet out: largest error 1 > 0", shares={})
     del failed["contenders"][0]["median"]
-    [line] = cells(table.headlines([failed]))
+    assert cells(table.headlines([failed])) == [["hgrn_scan forward T2048", "failed", "-", "-"]]
+    [line] = cells(table.document([failed]))
     assert line[2] == "failed: wrong: nonet out: largest error 1 > 0"
     assert line[3:] == ["-"] * 5
     failed["series"] = True
@@ -71,7 +77,10 @@ def test_headlines_are_peers_on_the_most_threads():
     said = table.headlines(
         [both, row(threads=1), variant, row(name="hgrn_scan forward C1024 T512", series=True)]
     )
-    assert [line[:2] for line in cells(said)] == [["hgrn_scan forward T2048", "2"]]
+    assert [(line[0], line[3]) for line in cells(said)] == [
+        ("hgrn_scan forward T2048", "eager loop 15x (14x to 16x)")
+    ]
+    assert "2 threads" in said
     whole = table.document([both, variant])
     assert "nonet avx2" in whole
     assert "nonet torch" in whole

@@ -51,19 +51,32 @@ def document(stored: Iterable[Record]) -> str:
 
 
 def headlines(stored: Iterable[Record]) -> str:
-    """Returns as Markdown, of :func:`newest`, ours against other people's code on the most threads.
+    """Returns as Markdown, of :func:`newest`, a line a workload: ours beside other people's code.
 
-    Memory is given back, as it is by default.
+    Rows are those on the most threads, with memory given back as it is by default. Times of the others, and
+    why one did not run, are left to :func:`document`.
     """
     rows = [row for row in newest(stored) if not row["memory_kept"]]
     most = max((row["threads"] for row in rows), default=0)
-    peers = [
-        {**row, "contenders": [c for i, c in enumerate(row["contenders"]) if i == 0 or c["package"]]}
-        for row in rows
-        if row["threads"] == most and not row["series"]
+    rows = [row for row in rows if row["threads"] == most and not row["series"]]
+    lines = tuple(line for row in rows if (line := _headline(row)))
+    if not lines:
+        return _NONE
+    sheet = Sheet("", ("workload", "nonet", "of its limit", "times as fast as"), lines)
+    return f"Medians on {most} threads, ratios with their quartiles.\n\n{_markdown(sheet)}\n\n{origin(rows)}"
+
+
+def _headline(row: Record) -> tuple[str, ...]:
+    """Returns a workload's only line, or nothing where nobody else does the same."""
+    ours, *others = row["contenders"]
+    if row["state"] == "failed":
+        return (_name(row), "failed", units.DASH, units.DASH)
+    said = [
+        f"{other['name']} {'did not run' if other['failure'] else _spread(other['ratio'], units.times, True)}"
+        for other in others
+        if other["package"]
     ]
-    sheet = _times([row for row in peers if len(row["contenders"]) > 1 or row["state"] == "failed"], True)
-    return f"{_markdown(sheet)}\n\n{origin(rows)}" if sheet.lines else _NONE
+    return (_name(row), units.seconds(ours["median"]), _shares(row, False), "<br>".join(said)) if said else ()
 
 
 def origin(rows: Sequence[Record]) -> str:
