@@ -2,11 +2,15 @@
 
 import os
 import random
+import signal
 
 # Set before anything imports a library that reads them.
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores between them
     os.environ["OMP_NUM_THREADS"] = "1"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts jobs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # or programs under test would inherit it
 
 import numpy as np
 import pytest

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import nonet.model  # noqa: F401
+import nonet.model.modeling  # noqa: F401  (makes the architecture known to the Auto classes)
 
 TRAIN = ["train", "--window", "32", "--batch", "4", "--tokens"]
 
