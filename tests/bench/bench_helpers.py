@@ -2,11 +2,13 @@
 
 import copy
 
+from nonet.bench.run import FAMILIES
 from nonet.bench.workloads import workloads
 
 TINY = {workload.name: workload for workload in workloads(quick=True)}
-OPS = [workload for workload in TINY.values() if workload.kernel != "mamba"]
+OPS = [workload for workload in TINY.values() if workload.kernel not in FAMILIES]
 MODELS = [workload for workload in TINY.values() if workload.kernel == "mamba"]
+ADAPTERS = [workload for workload in TINY.values() if workload.kernel == "lora"]
 SCAN = TINY["selective_scan forward C48 T48"]
 
 _SPREAD = {"median": 0.002, "low": 0.0019, "high": 0.0021, "rounds": 15}

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from bench_helpers import MODELS, OPS, SCAN, TINY
+from bench_helpers import ADAPTERS, MODELS, OPS, SCAN, TINY
 
 import nonet.hf.mamba
 import nonet.mamba.api
 from nonet import native
-from nonet.bench import models, ops, peers
+from nonet.bench import adapters, models, ops, peers
 from nonet.bench.run import measure
 from nonet.bench.workloads import Workload
 from nonet.testing import assert_within_budget
@@ -43,6 +43,22 @@ def test_everybody_computes_the_model(workload):
     found = judged(models, workload)["found"]
     assert {name: entry["failure"] for name, entry in found.items()} == dict.fromkeys(found)
     assert len(found) == (3 if workload.what == "training step" else 2)
+
+
+@pytest.mark.parametrize("workload", ADAPTERS, ids=lambda w: w.name)
+def test_everybody_computes_the_adapted_model(workload):
+    found = judged(adapters, workload)["found"]
+    assert {name: entry["failure"] for name, entry in found.items()} == {"nonet": None, "peft": None}
+
+
+def test_an_adapter_of_another_scale_fails(monkeypatch):
+    right = adapters._ours
+
+    def wrong(model, factors):
+        return right(model, {key: (a, 1.01 * b) for key, (a, b) in factors.items()})
+
+    monkeypatch.setattr(adapters, "_ours", wrong)
+    assert measure(ADAPTERS[0], 1, peers=False, quick=True)["state"] == "failed"
 
 
 @pytest.mark.slow

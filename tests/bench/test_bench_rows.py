@@ -8,9 +8,9 @@ import torch
 from bench_helpers import SCAN, TINY, row
 
 from nonet import native
-from nonet.bench import limits, memory, models, results
+from nonet.bench import limits, memory, results
 from nonet.bench.cost import cost
-from nonet.bench.run import measure
+from nonet.bench.run import FAMILIES, measure
 from nonet.bench.timing import QUICK
 from nonet.bench.workloads import KERNELS, Workload, workloads
 
@@ -91,7 +91,8 @@ def test_every_workload_has_a_name_a_cost_and_enough_to_check(quick):
     assert {w.kernel for w in found} == set(KERNELS)
     for workload in found:
         assert workload.name.startswith(f"{workload.kernel} {workload.what} ")
-        letters = {"P": models.weights(workload)} if workload.kernel == "mamba" else {}
+        family = FAMILIES.get(workload.kernel)
+        letters = {"P": family.weights(workload)} if family else {}
         assert all(counted["count"] > 0 for counted in cost(workload, **letters).values())
 
 

@@ -89,7 +89,7 @@ def _binary(path):
         (_binary, ["bad.txt"], 1, "is no text: byte 4 is NUL"),
         (_short, ["bad.txt"], 1, "window"),
         (None, ["--methods", "gpt"], 1, "choose from"),
-        (None, ["--slots", "pairing"], 1, "not built yet"),
+        (None, ["--slots", "pairing"], 1, "not compared yet"),
         (None, ["--size", "huge"], 1, "choose from tiny, small, base"),
         (None, ["--budget", "5s", "--slots", "linear"], 1, "too short for 2 cells"),
         (None, ["--budget", "soon"], 1, "write 90s, 10m or 2h"),

@@ -62,7 +62,7 @@ def test_methods_narrow_the_slots_and_bring_the_baseline_along():
     ("slots", "methods", "message"),
     [
         (("mixers",), None, "slots: 'mixers' is not known; choose from mixer"),
-        (("adapter",), None, "slots: 'adapter' is not built yet"),
+        (("adapter",), None, "slots: 'adapter' is not compared yet"),
         (COMPARED, ["gpt"], "methods: 'gpt' is not known; choose from"),
         (("linear",), ["alibi"], "fill none of the slots linear"),
     ],

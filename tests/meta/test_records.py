@@ -54,7 +54,9 @@ def test_ops_load_with_the_oracle_last(method):
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda p: f"{p.slot}-{p.name}")
 def test_part_loads(part):
-    assert inspect.isclass(load(part.target))
+    made = load(part.target)
+    modules = part.slot in ("mixer", "position", "linear")  # what fills a place inside of the model
+    assert inspect.isclass(made) if modules else callable(made)
     assert part.title
 
 

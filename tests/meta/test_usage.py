@@ -23,10 +23,12 @@ def shown(text, program):
 def complaint(line):
     """Says what is wrong with a command line of nonet, or returns None."""
     words = shlex.split(line, comments=True)[1:]
-    name = words[0] if not words[0].startswith("-") else None
-    if name is not None and name not in PROGRAM.commands:
-        return f"{name} is no command"
-    command = PROGRAM if name is None else PROGRAM.commands[name]
+    command, name = PROGRAM, None
+    while hasattr(command, "commands") and words and not words[0].startswith("-"):
+        name, *rest = words
+        if name not in command.commands:
+            return f"{name} is no command"
+        command, words = command.commands[name], rest
     known = {
         "--help",
         *(o for parameter in command.params for o in parameter.opts + parameter.secondary_opts),
@@ -34,9 +36,9 @@ def complaint(line):
     given = {word.strip("[]").partition("=")[0] for word in words if word.strip("[").startswith("-")}
     if given - known:
         return f"{name} has no {', '.join(sorted(given - known))}"
-    if name is not None and len(words) > 1 and not re.search(r"[\[|]|\.\.\.$", line):  # no placeholders
+    if name is not None and words and not re.search(r"[\[|]|\.\.\.$", line):  # no placeholders
         try:
-            command.make_context(name, words[1:])
+            command.make_context(name, words)
         except Exception as error:  # noqa: BLE001  (the classes of the parser are private)
             return str(error)
     return None
@@ -55,6 +57,8 @@ def test_shown_commands_are_taken():
         "run `nonet compare [TEXT] --sloths` first",
         "```bash\nnonet compare --seeds many   # seeds is a number\n```",
         "Examples:\n  nonet doctor extra-word",
+        "run `nonet tandem fly` first",
+        "run `nonet tandem generate --sloths` first",
     ],
 )
 def test_a_wrong_command_is_noticed(text):

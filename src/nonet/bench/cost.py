@@ -37,6 +37,9 @@ _FORMULAS: dict[tuple[str, str], dict[str, str]] = {
     ("mamba", "training step"): {"operations": "6*B*P*T"},
     ("mamba", "prefill"): {"operations": "2*B*P*T"},
     ("mamba", "decode"): {"bytes": "s*P", "operations": "2*B*P"},
+    ("lora", "training step"): {"operations": "4*B*P*T"},  # no weight has a gradient but the few new ones
+    ("lora", "training forward"): {"operations": "2*B*T*(P - E*V)"},
+    ("lora", "forward"): {"operations": "2*B*P*T"},
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from nonet.bench import memory, models, ops
+from nonet.bench import adapters, memory, models, ops
 from nonet.bench.correct import describe
 from nonet.bench.cost import cost
 from nonet.bench.limits import limits
@@ -22,6 +22,8 @@ from nonet.bench.timing import FULL, QUICK, in_turns, spread
 from nonet.bench.workloads import Workload
 from nonet.compare.provenance import provenance
 from nonet.compare.store import FORMAT, Record
+
+FAMILIES = {"mamba": models, "lora": adapters}  # whole models; all else are operations
 
 
 def measure(
@@ -34,7 +36,7 @@ def measure(
     the number of rounds, and but for the first the spread of its time over ours round by round. A contender
     that cannot run here has ``failure`` instead.
     """
-    family = models if workload.kernel == "mamba" else ops
+    family = FAMILIES.get(workload.kernel, ops)
     with _threads(threads):
         them = family.contenders(workload, peers)
         checked = family.check(workload, them)
@@ -42,7 +44,7 @@ def measure(
         wrong = [entry["failure"] for entry in found if entry["failure"] and entry["package"] is None]
         if not wrong:
             _time(family, workload, them, found, quick)
-        letters = {"P": models.weights(workload)} if family is models else {}
+        letters = {} if family is ops else {"P": family.weights(workload)}
         row: Record = {
             "format": FORMAT,
             "kernel": workload.kernel,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 Sizes = Mapping[str, int]
 What = Literal["forward", "training forward", "forward+backward", "training step", "prefill", "decode"]
 
-KERNELS = ("selective_scan", "causal_conv1d", "hgrn_scan", "mamba")
+KERNELS = ("selective_scan", "causal_conv1d", "hgrn_scan", "mamba", "lora")
 
 _LENGTHS = tuple(2**k for k in range(9, 17))  # 512 ... 65536
 
@@ -20,7 +20,8 @@ class Workload:
     """One thing to measure.
 
     Attributes:
-        kernel: an operation, or ``mamba`` for whole Transformers models; names the file of its rows.
+        kernel: an operation, or ``mamba`` or ``lora`` for whole Transformers models; names the file of its
+            rows.
         name: starts with the kernel.
         what: the way to call. A ``training forward`` keeps what the backward pass needs, and is where
             training memory is taken.
@@ -57,13 +58,16 @@ def _on(kernel: str, what: What, label: str, sizes: Sizes, **options: Any) -> Wo
     return Workload(kernel, f"{kernel} {what} {label}", what, sizes, **options)
 
 
-_scan, _conv, _hgrn, _mamba = (partial(_on, kernel) for kernel in KERNELS)
+_scan, _conv, _hgrn, _mamba, _lora = (partial(_on, kernel) for kernel in KERNELS)
 
+_FLOATS = ("float32", "bfloat16")
 _WIDE = {"B": 1, "C": 1536, "N": 16}  # the channels of Mamba-130m
 _FEW = {"C": 192, "T": 256}  # the oracle's backward pass grows with the square of the length
 _GATED = {"B": 4, "C": 1024}
 _MODEL = {"B": 1, "E": 768, "N": 16, "V": 512}
 _LITTLE = {"E": 64, "layers": 2, "T": 48}
+_SMOLLM2 = {"B": 2, "T": 256, "E": 576, "V": 49_152, "R": 8, "layers": 30}
+_SMALLER = {"E": 64, "V": 64, "layers": 2, "T": 16}
 
 _FULL = (
     _scan("forward", "T2048", {**_WIDE, "T": 2048}),
@@ -87,8 +91,14 @@ _FULL = (
     _mamba("training step", "T512", {**_MODEL, "layers": 2, "T": 512}, checked=_LITTLE),
     _mamba("prefill", "T1024", {**_MODEL, "layers": 24, "T": 1024}, checked=_LITTLE),
     _mamba("decode", "a token", {**_MODEL, "layers": 24, "T": 1}, checked=_LITTLE),
+    *(_lora("training step", f"135M {dtype}", _SMOLLM2, checked=_SMALLER, dtype=dtype) for dtype in _FLOATS),
+    *(_lora("training forward", f"a layer {dtype}", {**_SMOLLM2, "V": 64, "layers": 1}, checked=_SMALLER,
+            dtype=dtype) for dtype in _FLOATS),
+    *(_lora("forward", f"8 adapters T{T}", {**_SMOLLM2, "B": 8, "T": T, "adapters": 8}, checked=_SMALLER)
+      for T in (16, 64)),
 )  # fmt: skip
 
+_TINY_LORA = {"B": 2, "T": 8, "E": 64, "V": 64, "R": 4, "layers": 1}
 _TINY = {"B": 1, "C": 48, "N": 16, "T": 48}
 _TINY_MODEL = {"B": 1, "E": 32, "N": 4, "V": 64, "layers": 2}
 _QUICK = (
@@ -103,4 +113,7 @@ _QUICK = (
     _mamba("training step", "T16", {**_TINY_MODEL, "T": 16}),
     _mamba("prefill", "T16", {**_TINY_MODEL, "T": 16}),
     _mamba("decode", "a token", {**_TINY_MODEL, "T": 1}),
+    *(_lora("training step", f"tiny {dtype}", _TINY_LORA, dtype=dtype) for dtype in _FLOATS),
+    _lora("training forward", "tiny", _TINY_LORA),
+    _lora("forward", "2 adapters", {**_TINY_LORA, "adapters": 2}),
 )

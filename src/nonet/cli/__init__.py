@@ -1,4 +1,4 @@
-"""The command line: every file of this folder is a command, the function of the file's name.
+"""The command line: every file of this folder is a command, what has the file's name in it.
 
 Nothing heavy is imported before a command runs, so that ``nonet --help`` answers at once.
 """
@@ -41,7 +41,11 @@ def _nonet(
 
 
 for _file in pkgutil.iter_modules(__path__):
-    app.command()(getattr(importlib.import_module(f"{__name__}.{_file.name}"), _file.name))
+    _command = getattr(importlib.import_module(f"{__name__}.{_file.name}"), _file.name)
+    if isinstance(_command, typer.Typer):  # several commands under one name
+        app.add_typer(_command, name=_file.name)
+    else:
+        app.command()(_command)
 
 
 def main() -> None:

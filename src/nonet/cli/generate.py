@@ -1,4 +1,4 @@
-"""``nonet generate``: continue a prompt with a model directory."""
+"""``nonet generate``: continue a prompt with a model."""
 
 from __future__ import annotations
 
@@ -9,22 +9,35 @@ import typer
 
 
 def generate(
-    model: Annotated[Path, typer.Argument(help="A directory that `nonet train` or Transformers wrote.")],
+    model: Annotated[str, typer.Argument(help="smollm2, a model directory, or owner/name on the hub.")],
     prompt: Annotated[str, typer.Option(help="The text to continue.")] = "",
+    adapter: Annotated[Path | None, typer.Option(help="The directory of an adapter for the model.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="How many tokens to write.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.8,
     top_p: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Sample from this share of likelihood.")
     ] = 0.95,
     seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
+    stream: Annotated[bool, typer.Option(help="Print each token as it comes.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Continue a prompt with a model directory, printing the text as it is written.
+    """Continue a prompt with a model, printing the text as it is written.
 
     Examples:
       nonet generate runs/model --prompt "def main("
       nonet generate runs/model --prompt "import" --temperature 0 --json
+      nonet generate smollm2 --adapter runs/lora --prompt "def main("
     """
     from nonet.generation import write
 
-    write(model, prompt, tokens=tokens, temperature=temperature, top_p=top_p, seed=seed, as_json=as_json)
+    write(
+        model,
+        prompt,
+        adapter=adapter,
+        tokens=tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        stream=stream,
+        as_json=as_json,
+    )

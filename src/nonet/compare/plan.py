@@ -193,7 +193,7 @@ def choose(slots: Sequence[str], methods: Iterable[str] | None) -> dict[Slot, li
     """
     for slot in slots:
         if slot in SLOTS and slot not in COMPARED:
-            raise ValueError(f"slots: {slot!r} is not built yet; choose from {', '.join(COMPARED)}")
+            raise ValueError(f"slots: {slot!r} is not compared yet; choose from {', '.join(COMPARED)}")
         _known("slots", slot, COMPARED)
     wanted_slots = [slot for slot in COMPARED if slot in slots]
     brings = {m.name: {p.name for p in m.parts} for m in all_methods()}

@@ -1,4 +1,4 @@
-"""Weights and optimiser moments of an unfinished training, as safetensors and never as a pickle."""
+"""What an unfinished training has learned, and its optimiser's moments: safetensors, never a pickle."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_model, save_file, save_model
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, TrainerCallback
 
 NAME = "checkpoint"
@@ -24,7 +24,8 @@ def save_checkpoint(
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
-    save_model(model, str(fresh / "model.safetensors"))
+    trained = {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+    save_file(trained, str(fresh / "model.safetensors"))
     state = optimizer.state_dict()["state"]
     moments = {
         f"{index}.{name}": torch.as_tensor(value).contiguous()
@@ -52,7 +53,12 @@ def load_checkpoint(directory: Path, model: PreTrainedModel, optimizer: torch.op
     """Gives the model and the optimiser back what the checkpoint holds."""
     place = _place(directory)
     assert place is not None
-    load_model(model, str(place / "model.safetensors"))
+    kept = load_file(str(place / "model.safetensors"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(kept.pop(name))
+    assert not kept, f"the checkpoint holds parameters that are not trained: {', '.join(kept)}"
     entries: dict[int, dict[str, Any]] = {}
     with safe_open(str(place / "optimizer.safetensors"), framework="pt") as file:
         for key in file.keys():  # noqa: SIM118  (not a mapping)

@@ -33,6 +33,7 @@ def make_trainer(
     device: str,
     callbacks: list[TrainerCallback],
     first_step: int = 0,
+    collate: Callable[[list[Any]], dict[str, Any]] | None = None,
 ) -> Trainer:
     """Returns a Trainer with AdamW and a cosine schedule after a short warm-up.
 
@@ -47,6 +48,7 @@ def make_trainer(
         device: ``"cpu"``, or anything else for the accelerator that Trainer finds.
         callbacks: added to Trainer's own.
         first_step: steps that an earlier run has done, when ``train`` begins behind them.
+        collate: makes a batch of items; by default tensors are stacked.
     """
     settings = TrainingArguments(
         output_dir=str(directory),
@@ -70,6 +72,7 @@ def make_trainer(
         model=model,
         args=settings,
         train_dataset=train,
+        data_collator=collate,
         optimizers=(optimizer, schedule),
         callbacks=callbacks,
     )

@@ -1,0 +1,91 @@
+"""The low-rank term added in place to the product with the weight, and one product for many adapters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+
+
+def lora_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, keep: Tensor | None
+) -> Tensor:
+    """Makes one output tensor, and keeps for backward the input, ``A x^T`` and the mask."""
+    rows = x.reshape(-1, x.shape[-1])
+    keep = None if keep is None else keep.reshape(rows.shape)
+    if torch.is_grad_enabled():
+        out = _LoraLinear.apply(rows, weight, bias, a, b, scale, keep)
+    else:
+        out, _ = _product(rows, weight, bias, a, b, scale, keep)
+    return out.view(*x.shape[:-1], out.shape[-1])
+
+
+def grouped_lora(
+    x: Tensor, a: Tensor, b: Tensor, scales: Tensor, rows: Tensor, base: Tensor | None
+) -> Tensor:
+    """Picks each row's factors and multiplies all rows at once."""
+    pick = rows.clamp(min=0)
+    scale = scales.index_select(0, pick).masked_fill(rows < 0, 0.0)[:, None, None]
+    low = (torch.bmm(x, a.index_select(0, pick).mT) * scale).to(x.dtype)
+    up = b.index_select(0, pick).mT
+    return torch.bmm(low, up) if base is None else torch.baddbmm(base, low, up)
+
+
+def _product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, keep: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Returns the output and ``A m(x)^T``; the short side comes first, which libraries multiply faster."""
+    out = linear(x, weight, bias)
+    low = a @ _masked(x, keep).mT
+    return out.addmm_(low.mT, b.mT, alpha=scale), low
+
+
+def _masked(x: Tensor, keep: Tensor | None) -> Tensor:
+    return x if keep is None else x * keep.view(torch.uint8)  # a product with booleans takes longer
+
+
+class _LoraLinear(torch.autograd.Function):
+    """A frozen weight's gradient is never formed, and the gradient of x is summed in one tensor."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
+        keep: Tensor | None,
+    ) -> Tensor:
+        out, low = _product(x, weight, bias, a, b, scale, keep)
+        ctx.scale = scale
+        ctx.save_for_backward(x, weight, a, b, low, keep)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b, low, keep = ctx.saved_tensors
+        for_x, for_weight, for_bias, for_a, for_b, *_ = ctx.needs_input_grad
+        grad_x = grad_weight = grad_bias = grad_a = grad_b = None
+        if for_x or for_a:
+            grad_low = (b.mT @ grad.mT).mul_(ctx.scale)
+        if for_x:
+            grad_x = grad @ weight
+            if keep is None:
+                grad_x.addmm_(grad_low.mT, a)
+            else:
+                grad_x.add_(_masked(grad_low.mT @ a, keep))
+        if for_weight:
+            grad_weight = grad.mT @ x
+        if for_bias:
+            grad_bias = grad.sum(0)
+        if for_a:
+            grad_a = grad_low @ _masked(x, keep)
+        if for_b:
+            grad_b = (low @ grad).mul_(ctx.scale).mT
+        return grad_x, grad_weight, grad_bias, grad_a, grad_b, None, None

@@ -1,0 +1,75 @@
+"""What the vectors of a prompt are before training."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nonet.prompt.config import PromptTuning
+
+FREQUENT = 5000
+_RANKED = ("BPE", "Unigram")  # tokenizers whose identifiers rise as frequency falls
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Makes all that is drawn inside follow from ``seed``; the global generators stay as they were."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def first_vectors(config: PromptTuning, embeddings: Tensor, tokenizer: Any | None) -> Tensor:
+    """Returns the ``(P, E)`` vectors that prompt tuning starts from; to be called inside :func:`seeded`.
+
+    Args:
+        config: says which start, and its text.
+        embeddings: the model's input embeddings ``(V, E)``.
+        tokenizer: needed by the starts ``"text"`` and ``"labels"``; tells ``"vocabulary"`` frequent ones.
+
+    Raises:
+        ValueError: the start lacks its text or the tokenizer, a text has no tokens, or there are more
+            labels than vectors.
+    """
+    length, start, text = config.length, config.start, config.text
+    table = embeddings.detach().to("cpu", torch.promote_types(embeddings.dtype, torch.float32))
+    if start == "random":
+        return torch.rand(length, table.shape[1], dtype=table.dtype) - 0.5
+    if start == "vocabulary":
+        return table[_sampled(length, table.shape[0], tokenizer)]
+    if text is None or tokenizer is None:
+        missing = "text" if text is None else "tokenizer"
+        raise ValueError(f"start={start!r} needs {missing}; got None")
+    if isinstance(text, str):
+        ids = _tokens(text, tokenizer)
+        return table[torch.tensor(ids).repeat(-(-length // len(ids)))[:length]]
+    if len(text) > length:
+        raise ValueError(f"text holds {len(text)} labels; length={length} leaves no vector for some")
+    labels = [table[_tokens(word, tokenizer)].mean(0) for word in text]
+    rest = table[_sampled(length - len(labels), table.shape[0], tokenizer)]
+    return torch.cat([torch.stack(labels), rest])
+
+
+def _sampled(count: int, rows: int, tokenizer: Any | None) -> Tensor:
+    """Returns tokens drawn without repetition, unless there are too few."""
+    allowed = torch.arange(rows)
+    if tokenizer is not None:
+        allowed = allowed[: len(tokenizer)]
+        allowed = allowed[~torch.isin(allowed, torch.tensor(tokenizer.all_special_ids, dtype=torch.long))]
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is not None and type(backend.model).__name__ in _RANKED:
+            allowed = allowed[:FREQUENT]
+    if count > len(allowed):
+        return allowed[torch.randint(len(allowed), (count,))]
+    return allowed[torch.randperm(len(allowed))[:count]]
+
+
+def _tokens(text: str, tokenizer: Any) -> list[int]:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ValueError(f"text={text!r} has no tokens")
+    return list(ids)

@@ -1,0 +1,47 @@
+"""Tandem transformers: a large model reads in blocks, and a small one writes from what it has read."""
+
+from nonet._lazy import lazy_names
+from nonet.registry import Method, Part
+
+METHOD = Method(
+    name="tandem",
+    title="Tandem transformers",
+    slots=("pairing",),
+    papers=("2402.08644", "2211.17192", "2302.01318"),
+    idea="a large model reads in blocks, and a small one writes from what it has read",
+    use="the large model's own text in less time, or nearly its quality at the small one's speed",
+    parts=(
+        Part(
+            slot="pairing",
+            name="tandem",
+            target="nonet.tandem.layer:Tandem",
+            config="nonet.tandem.config:TandemConfig",
+            title="Tandem",
+        ),
+        Part(
+            slot="pairing",
+            name="speculative",
+            target="nonet.tandem.generate:speculative_generate",
+            title="Speculative decoding",
+            role="baseline",
+        ),
+    ),
+)
+
+_HOMES = {
+    "Router": "nonet.tandem.router",
+    "RouterTraining": "nonet.tandem.router",
+    "Shortlist": "nonet.tandem.shortlist",
+    "Stats": "nonet.tandem.rounds",
+    "Tandem": "nonet.tandem.layer",
+    "TandemConfig": "nonet.tandem.config",
+    "accept_greedy": "nonet.tandem.accept",
+    "accept_sampled": "nonet.tandem.accept",
+    "custom_generate": "nonet.tandem.generate",
+    "expected_tokens": "nonet.tandem.accept",
+    "frequent_tokens": "nonet.tandem.shortlist",
+    "secondary_from": "nonet.tandem.secondary",
+    "speculative_generate": "nonet.tandem.generate",
+}
+__all__ = [*_HOMES, "METHOD"]
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

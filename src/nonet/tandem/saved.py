@@ -1,0 +1,116 @@
+"""A tandem on disk: safetensors and JSON, and never the primary."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.modeling_utils import PreTrainedModel
+
+from nonet.tandem.config import TandemConfig
+from nonet.tandem.router import Router
+
+if TYPE_CHECKING:
+    from nonet.tandem.layer import Tandem
+
+FORMAT = "nonet.tandem 1"
+_KNOWN = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")  # of the primary
+
+
+def save_tandem(tandem: Tandem, directory: Path) -> None:
+    """Writes everything but the primary; ``config.json`` comes last, and says that the directory is whole."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").unlink(missing_ok=True)
+    _put(directory / "secondary", tandem.secondary.save_pretrained)
+    _put(directory / "projections.safetensors", lambda path: save_file(_weights(tandem.projections), path))
+    router = tandem.router
+    if router is not None:
+        _put(directory / "router.safetensors", lambda path: save_file(_weights(router), path))
+    about = {
+        "format": FORMAT,
+        "options": asdict(tandem.options),
+        "router": None if router is None else router.options,
+        "primary": _description(tandem.primary),
+    }
+    _put(directory / "config.json", lambda path: path.write_text(json.dumps(about, indent=1) + "\n"))
+
+
+def load_tandem(
+    directory: Path, primary: PreTrainedModel
+) -> tuple[TandemConfig, PreTrainedModel, dict[str, Tensor], Router | None]:
+    """Returns options, secondary, weights of the projections, and router of a directory.
+
+    Raises:
+        ValueError: it holds no tandem, or one of another primary.
+    """
+    path = directory / "config.json"
+    about = json.loads(path.read_text()) if path.exists() else {}
+    if about.get("format") != FORMAT:
+        raise ValueError(f"{directory} holds no tandem; give a directory that save_pretrained wrote")
+    if about["primary"] != _description(primary):
+        raise ValueError(
+            f"the tandem in {directory} was trained with another primary, {about['primary']}; "
+            f"got {_description(primary)}"
+        )
+    options = about["options"]
+    layers = options["layers"]
+    options = TandemConfig(**{**options, "layers": None if layers is None else tuple(layers)})
+    secondary = AutoModelForCausalLM.from_pretrained(
+        directory / "secondary", dtype="auto", use_safetensors=True, local_files_only=True
+    ).to(primary.device)
+    router = None
+    if about["router"] is not None:
+        router = Router(**about["router"]).to(primary.device)
+        router.load_state_dict(load_file(directory / "router.safetensors"))
+    return options, secondary, load_file(directory / "projections.safetensors"), router
+
+
+def drop_what_is_not_trained(tandem: Tandem) -> None:
+    """Leaves the primary, and second names of tied weights, out of the state dict.
+
+    A checkpoint of Transformers' Trainer then holds what was trained, and nothing twice.
+    """
+
+    def saving(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        for name in _left_out(module):
+            state.pop(prefix + name, None)
+
+    def loading(module: nn.Module, keys: Any) -> None:
+        left_out = tuple(_left_out(module))
+        keys.missing_keys[:] = [name for name in keys.missing_keys if not name.endswith(left_out)]
+
+    tandem.register_state_dict_post_hook(saving)
+    tandem.register_load_state_dict_post_hook(loading)
+
+
+def _left_out(tandem: nn.Module) -> set[str]:
+    every = {name for name, _ in tandem.named_parameters(remove_duplicate=False)}
+    every |= {name for name, _ in tandem.named_buffers(remove_duplicate=False)}
+    first = {name for name, _ in tandem.named_parameters()} | {name for name, _ in tandem.named_buffers()}
+    return (every - first) | {name for name in every if name.startswith("primary.")}
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: t.detach().contiguous() for name, t in module.state_dict().items()}
+
+
+def _description(primary: PreTrainedModel) -> dict[str, Any]:
+    return {name: getattr(primary.config, name) for name in _KNOWN}
+
+
+def _put(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes a file or a folder under another name, and then puts it in place of the last one."""
+    fresh = path.with_name(path.name + ".new")
+    if fresh.is_dir():
+        shutil.rmtree(fresh)
+    write(fresh)
+    if path.is_dir():
+        shutil.rmtree(path)
+    fresh.rename(path)

@@ -1,0 +1,95 @@
+"""Examples out of files: what is read, how it is dealt, and which line is named when one is wrong."""
+
+import json
+
+import pytest
+
+from nonet.data.examples import read_examples
+
+
+def write(path, rows):
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def labelled(count):
+    return [{"text": f"text {i}", "label": "ab"[i % 2], "other": None} for i in range(count)]
+
+
+def test_every_example_is_dealt_once_and_the_same_way_each_time(tmp_path):
+    path = write(tmp_path / "a.jsonl", labelled(50))
+    found = read_examples(path)
+    assert found.columns == ("text", "label")
+    assert found.labels == ("a", "b")
+    parts = (found.train, found.validation, found.test)
+    assert [len(part) for part in parts] == [40, 5, 5]
+    assert sorted(e.text for part in parts for e in part) == sorted(f"text {i}" for i in range(50))
+    assert read_examples(path) == found
+    assert read_examples(path, seed=1).test != found.test
+
+
+def test_csv_and_jsonl_agree(tmp_path):
+    rows = [{"prompt": f'a "{i}", and\nmore', "completion": str(i)} for i in range(12)]
+    lines = "".join(f'"a ""{i}"", and\nmore",{i}\n' for i in range(12))
+    (tmp_path / "a.csv").write_text(f"prompt,completion\n{lines}")
+    csv = read_examples(tmp_path / "a.csv")
+    jsonl = read_examples(write(tmp_path / "a.jsonl", rows))
+    assert (csv.columns, csv.train, csv.test) == (jsonl.columns, jsonl.train, jsonl.test)
+    assert csv.train[0].completion
+    assert csv.labels == ()
+
+
+def test_few_are_even_over_labels_and_the_rest_still_tests(tmp_path):
+    path = write(tmp_path / "a.jsonl", labelled(50))
+    whole, few = read_examples(path), read_examples(path, few=6)
+    assert [e.label for e in few.train].count("a") == 3
+    assert len(few.train) == 6
+    assert few.test == whole.test
+
+
+def test_numbers_and_truth_values_are_labels(tmp_path):
+    rows = [{"text": f"t{i}", "label": i % 2 == 0} for i in range(10)]
+    assert read_examples(write(tmp_path / "a.jsonl", rows)).labels == ("False", "True")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "line 12: no JSON"),
+        ("[1]", "line 12: must be a JSON object; got list"),
+        ({"text": "x"}, "line 12: label must be text that is not empty; got nothing"),
+        ({"text": 3, "label": "a"}, "line 12: text must be text that is not empty; got 3"),
+        ({"text": " ", "label": "a"}, "line 12: text must be text that is not empty; got ' '"),
+    ],
+)
+def test_the_bad_line_is_named(tmp_path, line, words):
+    with pytest.raises(ValueError, match=words):
+        read_examples(write(tmp_path / "a.jsonl", [*labelled(11), line]))
+
+
+def test_a_bad_record_of_a_table_is_named(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "a,b\n" * 11 + "a,b,c\n")
+    with pytest.raises(ValueError, match="line 13: it has another number of fields"):
+        read_examples(path)
+    path.write_text('text,label\n"a,b\n')
+    with pytest.raises(ValueError, match="line 2: unexpected end of data"):
+        read_examples(path)
+
+
+def test_what_cannot_serve_says_what_could(tmp_path):
+    with pytest.raises(
+        ValueError, match="line 1: must have prompt and completion, or text and label, or text"
+    ):
+        read_examples(write(tmp_path / "a.jsonl", [{"words": "x"}]))
+    with pytest.raises(ValueError, match="has 3 examples; at least 10"):
+        read_examples(write(tmp_path / "b.jsonl", labelled(3)))
+    with pytest.raises(FileNotFoundError, match="no file"):
+        read_examples(tmp_path / "c.jsonl")
+    with pytest.raises(ValueError, match=r"must end in \.jsonl or \.csv"):
+        read_examples(write(tmp_path / "d.txt", ["x"]))
+    (tmp_path / "e.jsonl").write_bytes(b'{"text": "\xff"}')
+    with pytest.raises(ValueError, match="no UTF-8 text"):
+        read_examples(tmp_path / "e.jsonl")
+    with pytest.raises(ValueError, match="few"):
+        read_examples(write(tmp_path / "f.jsonl", labelled(20)), few=0)

@@ -1,0 +1,202 @@
+"""Batches whose rows use different adapters, and what torch.compile makes of modules with adapters."""
+
+import copy
+
+import pytest
+import torch
+from common import normal
+from lora_models import (
+    IN,
+    KINDS,
+    OUT,
+    OneModule,
+    assert_as,
+    inputs,
+    logits,
+    one_module,
+    several,
+    tokens,
+    train,
+)
+
+from nonet.lora import LoraConfig, add_lora, select_lora
+from nonet.testing import assert_within_budget
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+# In one module.
+
+
+@every_kind
+@pytest.mark.parametrize("training", [False, True])
+def test_rows_with_adapters_of_their_own_equal_rows_alone(kind, training):
+    names = ("one", None, "two", "one")
+
+    def build(dtype):
+        model = one_module(kind, dtype, "one", trained=True)
+        add_lora(model, LoraConfig(rank=5, targets=("layer",), variants=("rslora", "pissa")), "two")
+        train(model, size=0.3)
+        return model.train(training)
+
+    def alone(dtype):
+        model = build(dtype)
+        outs = []
+        for row, name in zip(x.to(dtype) if x.is_floating_point() else x, names, strict=True):
+            select_lora(model, name)
+            outs.append(model(row[None]))
+        return torch.cat(outs)
+
+    x = torch.cat([inputs(kind), inputs(kind).flip(0)])
+    model = build(torch.float32)
+    select_lora(model, names)
+    out, plain, gold = model(x), alone(torch.float32), alone(torch.float64)
+    assert_within_budget(out, plain, gold, "rows", scale=gold.abs().max().item())
+    with torch.no_grad():
+        assert_within_budget(model(x), plain, gold, "rows without gradients", scale=gold.abs().max().item())
+    out.square().sum().backward()
+    for name in ("one", "two"):
+        assert model.layer.lora[name].a.grad.abs().max() > 0
+        assert model.layer.lora[name].b.grad.abs().max() > 0
+
+
+def test_stacked_factors_follow_the_factors():
+    model = one_module("Linear", name="one", trained=True)
+    add_lora(model, LoraConfig(targets=("layer",)), "two")
+    select_lora(model, ["one", "two"])
+    x = inputs("Linear")
+    with torch.no_grad():
+        before = model(x)
+        assert torch.equal(model(x), before)
+        train(model, size=0.3)
+        after = model(x)
+        assert not torch.equal(after, before)
+        for row, name in enumerate(("one", "two")):
+            select_lora(model, name)
+            alone = model(x[row : row + 1])
+            exact = copy.deepcopy(model).double()(x[row : row + 1].double())
+            assert_within_budget(after[row : row + 1], alone, exact, name, scale=exact.abs().max().item())
+
+
+def test_dropout_of_rows_is_each_adapters_own():
+    model = one_module("Linear", name="none", trained=True)
+    add_lora(model, LoraConfig(targets=("layer",), dropout=0.5), "some")
+    train(model, size=0.3)
+    select_lora(model, ["none", "some"])
+    model.train()
+    x, bare = inputs("Linear"), OneModule(KINDS["Linear"])(inputs("Linear"))
+    torch.manual_seed(5)
+    out = model(x)
+    torch.manual_seed(5)
+    keep = (torch.rand(x.shape) >= torch.tensor([0.0, 0.5])[:, None, None]) / torch.tensor([[[1.0]], [[0.5]]])
+    for row, factors in enumerate((model.layer.lora["none"], model.layer.lora["some"])):
+        plain, gold = (
+            bare[row].to(d) + factors.scale * (x * keep)[row].to(d) @ (factors.b.to(d) @ factors.a.to(d)).mT
+            for d in (torch.float32, torch.float64)
+        )
+        assert_within_budget(out[row], plain, gold, "out", scale=gold.abs().max().item())
+
+
+def test_inputs_of_more_axes_and_of_one_row_each_serve():
+    model = one_module("Linear", name="one", trained=True)
+    select_lora(model, ["one", None])
+    x = normal(2, 3, 4, IN)
+    out = model(x)
+    assert out.shape == (2, 3, 4, OUT)
+    with torch.no_grad():
+        flat = model(x[:, 0, 0])
+        assert torch.equal(flat[1], OneModule(KINDS["Linear"])(x[:, 0, 0])[1])
+    with pytest.raises(ValueError, match="select_lora named 2 rows; a module was given 3"):
+        model(normal(3, 4, IN))
+
+
+# In a model.
+
+
+def test_a_mixed_batch_equals_its_rows():
+    names, ids = ("two", None, "one", "three", "two"), tokens(5)
+
+    def alone(model):
+        rows = []
+        for row, name in zip(ids, names, strict=True):
+            select_lora(model, name)
+            rows.append(logits(model, row[None]))
+        return torch.cat(rows)
+
+    model = several()
+    plain, gold = alone(model), alone(copy.deepcopy(model).double())
+    select_lora(model, names)
+    assert_as(logits(model, ids), plain, gold)
+
+
+def test_a_mixed_batch_learns_as_its_rows_do():
+    names, ids = ("two", "one"), tokens(2)
+
+    def grads(model, mixed):
+        for batch, which in ((ids, names),) if mixed else zip(ids.split(1), names, strict=True):
+            select_lora(model, which)
+            (model(batch).logits.square().sum()).backward()
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    found, plain, gold = grads(several(), True), grads(several(), False), grads(several().double(), False)
+    assert set(found) == set(plain)
+    for name in found:
+        assert_as(found[name], plain[name], gold[name], name)
+
+
+def test_a_mixed_batch_generates_as_its_rows_do():
+    model, ids = several().double(), tokens(3)
+    names = ("one", None, "two")
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    with select_lora(model, names):
+        mixed = model.generate(ids, **options)
+    for row, name in enumerate(names):
+        with select_lora(model, name):
+            assert torch.equal(model.generate(ids[row : row + 1], **options)[0], mixed[row])
+    assert len({tuple(row[11:].tolist()) for row in mixed}) == 3
+
+
+def test_another_number_of_rows_is_refused():
+    model = several()
+    select_lora(model, ["one", "two", None])
+    with pytest.raises(ValueError, match="select_lora named 3 rows; a module was given 2"):
+        logits(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variants": ("dora",)}, "adapter 'other' is DoRA, which cannot be chosen row by row"),
+        ({"bias": "all"}, "adapter 'other' trains biases or modules in full"),
+        ({"full": ("lm_head",)}, "adapter 'other' trains biases or modules in full"),
+    ],
+)
+def test_adapters_that_cannot_be_mixed_are_refused(options, message):
+    model = add_lora(several(), LoraConfig(rank=2, **options), "other")
+    with pytest.raises(ValueError, match=message):
+        select_lora(model, ["one", "other"])
+    select_lora(model, "other")
+
+
+# Compiled.
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # torch.compile does so itself
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["Linear", "Conv1D", "Embedding"])
+@pytest.mark.parametrize("which", ["default", "other", ("default", None)], ids=["lora", "dora", "rows"])
+def test_it_compiles_to_one_graph(kind, which):
+    model = one_module(kind, trained=True)
+    train(add_lora(model, LoraConfig(rank=2, targets=("layer",), variants=("dora", "pissa")), "other"))
+    select_lora(model, which)
+    torch.compiler.reset()
+    found = []
+    for run in (torch.compile(model, backend="aot_eager", fullgraph=True), model):
+        model.zero_grad()
+        out = run(inputs(kind))
+        out.square().sum().backward()
+        with torch.no_grad():
+            found.append([out, run(inputs(kind)), *(p.grad for p in model.parameters() if p.requires_grad)])
+    gold = [value.double() for value in found[1]]
+    for values in zip(*found, gold, strict=True):
+        assert_within_budget(*values, "compiled", scale=values[-1].abs().max().item())
