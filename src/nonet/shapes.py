@@ -29,14 +29,15 @@ def check_shape(name: str, tensor: Tensor, letters: str, sizes: dict[str, int]) 
     Raises:
         ValueError: an axis is missing, or has another size than its letter has elsewhere.
     """
-    axes = letters.split()
-    expected = "(" + ", ".join(f"{a}={sizes[a]}" if a in sizes else a for a in axes) + ")"
-    if tensor.dim() != len(axes):
+    axes, learned = letters.split(), dict[str, int]()
+    fits = tensor.dim() == len(axes)
+    for axis, size in zip(axes, tensor.shape, strict=False):
+        want = int(axis) if axis.isdigit() else sizes.get(axis, learned.setdefault(axis, size))
+        fits = fits and size == want
+    if not fits:  # the message is made only now: operations are called thousands of times a second
+        expected = "(" + ", ".join(f"{a}={sizes[a]}" if a in sizes else a for a in axes) + ")"
         raise ValueError(f"{name} must have the shape {expected}; got {tuple(tensor.shape)}")
-    for axis, size in zip(axes, tensor.shape, strict=True):
-        want = int(axis) if axis.isdigit() else sizes.setdefault(axis, size)
-        if size != want:
-            raise ValueError(f"{name} must have the shape {expected}; got {tuple(tensor.shape)}")
+    sizes.update(learned)
 
 
 def check_floating(**tensors: Tensor | None) -> None:

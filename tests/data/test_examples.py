@@ -39,12 +39,14 @@ def test_csv_and_jsonl_agree(tmp_path):
     assert csv.labels == ()
 
 
-def test_few_are_even_over_labels_and_the_rest_still_tests(tmp_path):
+def test_few_are_even_over_labels_and_the_rest_tests_too(tmp_path):
     path = write(tmp_path / "a.jsonl", labelled(50))
     whole, few = read_examples(path), read_examples(path, few=6)
     assert [e.label for e in few.train].count("a") == 3
     assert len(few.train) == 6
-    assert few.test == whole.test
+    assert few.validation == whole.validation
+    assert few.test[: len(whole.test)] == whole.test
+    assert sorted(map(str, few.train + few.test)) == sorted(map(str, whole.train + whole.test))
 
 
 def test_numbers_and_truth_values_are_labels(tmp_path):

@@ -61,7 +61,7 @@ def read_examples(path: str | Path, seed: int = 0, few: int | None = None) -> Ex
     Args:
         path: of the file; its name ends in ``.jsonl`` or ``.csv``.
         seed: of the order in which lines are dealt.
-        few: train on so many examples only, as evenly over the labels as it goes; the rest still tests.
+        few: train on so many examples only, as evenly over the labels as it goes; the rest tests too.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -80,17 +80,21 @@ def read_examples(path: str | Path, seed: int = 0, few: int | None = None) -> Ex
         found.append(_example(row, columns, path, number))
     if columns is None or len(found) < _PART:
         raise ValueError(f"{path} has {len(found)} examples; at least {_PART} are needed")
-    order = np.random.default_rng(seed).permutation(len(found))
-    part = len(found) // _PART
-    dealt = [found[i] for i in order]
-    train = dealt[2 * part :]
-    return Examples(
-        path.name,
-        columns,
-        tuple(train if few is None else _few(train, few)),
-        tuple(dealt[part : 2 * part]),
-        tuple(dealt[:part]),
-    )
+    return deal(path.name, columns, found, seed, few)
+
+
+def deal(
+    name: str, columns: tuple[str, ...], examples: list[Example], seed: int, few: int | None
+) -> Examples:
+    """Deals examples out at random: a tenth to judge by, a tenth to choose by, the rest to learn from."""
+    order = np.random.default_rng(seed).permutation(len(examples))
+    part = len(examples) // _PART
+    dealt = [examples[i] for i in order]
+    train, test = dealt[2 * part :], dealt[:part]
+    if few is not None:
+        train, rest = _few(train, few)
+        test += rest
+    return Examples(name, columns, tuple(train), tuple(dealt[part : 2 * part]), tuple(test))
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -149,11 +153,11 @@ def _example(row: dict[str, Any], columns: tuple[str, ...], path: Path, number: 
     return Example(first, **dict(zip(columns[1:], others, strict=True)))
 
 
-def _few(examples: list[Example], few: int) -> list[Example]:
-    """Takes the first of each label in turn."""
+def _few(examples: list[Example], few: int) -> tuple[list[Example], list[Example]]:
+    """Takes the first of each label in turn; returns those taken and the rest."""
     by_label: dict[str | None, list[Example]] = {}
     for example in examples:
         by_label.setdefault(example.label, []).append(example)
     rounds = max(len(mine) for mine in by_label.values())
     turns = [mine[i] for i in range(rounds) for _, mine in sorted(by_label.items(), key=str) if i < len(mine)]
-    return turns[:few]
+    return turns[:few], turns[few:]
