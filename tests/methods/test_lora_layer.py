@@ -9,7 +9,7 @@ from common import normal
 from lora_models import IN, KINDS, LINEAR, LOOK_UP, OUT, VOCAB, OneModule, inputs, one_module, train
 from torch import nn
 
-from nonet.lora import LoraConfig, add_lora, merge_lora, remove_lora
+from nonet.lora import LoraConfig, add_lora, merge_lora, remove_lora, select_lora
 from nonet.lora.factors import EXACT_SVD
 from nonet.matmulfree import BitLinear
 from nonet.testing import assert_within_budget
@@ -95,6 +95,24 @@ def test_half_precision_weights_have_factors_in_float32(kind, variants):
         else:
             assert p.dtype == torch.bfloat16
             assert p.grad is None
+
+
+@every_kind
+@pytest.mark.parametrize("which", [(), ("dora",), "rows"], ids=str)
+def test_autocast_computes_in_its_dtype(kind, which):
+    model = one_module(kind, variants=() if which == "rows" else which, trained=True)
+    x, options = inputs(kind), {"device_type": "cpu", "dtype": torch.bfloat16}
+    gold = dense_output(kind, copy.deepcopy(model).double(), x if kind in LOOK_UP else x.double())
+    with torch.autocast(**options):
+        plain = dense_output(kind, model, x)
+        if which == "rows":
+            select_lora(model, ["default", "default"])
+        out = model(x)
+    assert out.dtype == plain.dtype == (torch.float32 if kind in LOOK_UP else torch.bfloat16)
+    found = (value.detach().bfloat16() for value in (out, plain))
+    assert_within_budget(*found, gold.detach(), "out", scale=gold.abs().max().item())
+    out.float().square().sum().backward()
+    assert {p.grad.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)

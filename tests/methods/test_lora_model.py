@@ -20,6 +20,7 @@ from lora_models import (
     tokens,
     train,
 )
+from torch import nn
 from transformers import MambaConfig, MambaForCausalLM
 
 import nonet
@@ -174,6 +175,16 @@ def test_weights_that_mamba_reads_without_a_call_are_left():
     assert names == {"in_proj", "x_proj", "out_proj"}
     with pytest.raises(ValueError, match=r"backbone\.layers\.0\.mixer\.dt_proj, whose weight is read"):
         add_lora(model, LoraConfig(targets=("dt_proj",)), "other")
+
+
+def test_weights_that_torchs_encoder_reads_without_a_call_are_left():
+    model = nn.ModuleDict({"layer": nn.TransformerEncoderLayer(16, 2, 32), "head": nn.Linear(16, 4)})
+    assert set(ranks(add_lora(model))) == {"head"}
+    for name in ("linear1", "self_attn.out_proj"):
+        with pytest.raises(
+            ValueError, match=f"targets names layer.{name}, whose weight is read without a call"
+        ):
+            add_lora(model, LoraConfig(targets=(name,)), "other")
 
 
 def test_a_forward_pass_on_the_object_is_refused():

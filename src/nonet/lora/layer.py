@@ -139,6 +139,7 @@ class _OwnForward(Adapted):
 
 class _LookUp(Adapted):
     lora_embedding = True
+    padding_idx: int | None
 
     def lora_matrix(self) -> Tensor:
         return self.weight.mT  # type: ignore[return-value]
@@ -158,12 +159,14 @@ class _LookUp(Adapted):
             pick, flat = rows.clamp(min=0), ids.reshape(len(rows), -1)
             scale = scales[pick].masked_fill(rows < 0, 0.0)[:, None, None]
             low = (a.mT[pick[:, None], flat] * scale).to(out.dtype)
+            if self.padding_idx is not None:  # whose column learns nothing, as in torch's own look-up
+                low = torch.where(flat.eq(self.padding_idx)[..., None], low.detach(), low)
             return out + torch.bmm(low, b[pick].mT).view(out.shape) * times
         factors = self.lora.current()
         if factors is None:
             return out
         a, b = factors.pair()
-        low = F.embedding(ids, a.mT, self.padding_idx).to(out.dtype)  # type: ignore[arg-type]
+        low = F.embedding(ids, a.mT, self.padding_idx).to(out.dtype)
         out = out + (factors.scale * low) @ b.to(out.dtype).mT * times
         return out if factors.magnitude is None else out * factors.gain(self.lora_matrix()).to(out.dtype)
 

@@ -65,11 +65,14 @@ def ending_in(paths: Iterable[str], name: str) -> Iterable[str]:
 def _is_read(model: nn.Module, path: str) -> bool:
     """Says whether a module's weight is read where the module is never called, so that no term could act.
 
-    So it is with the step sizes of Transformers' Mamba layers, whose bias joins inside the recurrence.
+    So it is in torch's own attention and encoder layers, and with the step sizes of Transformers' Mamba
+    layers, whose bias joins inside the recurrence.
     """
     owner, _, name = path.rpartition(".")
-    mixer = model.get_submodule(owner)
-    return name == "dt_proj" and hasattr(mixer, "A_log") and getattr(mixer.dt_proj, "bias", None) is not None
+    around = model.get_submodule(owner)
+    if name == "dt_proj" and hasattr(around, "A_log"):
+        return getattr(around.dt_proj, "bias", None) is not None
+    return isinstance(around, (nn.MultiheadAttention, nn.TransformerEncoderLayer))
 
 
 def _check(model: nn.Module, path: str, rank: int, config: LoraConfig) -> None:
