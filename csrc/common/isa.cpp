@@ -4,6 +4,7 @@
 #include "../mamba/mamba_step.h"
 #include "../mamba/selective_scan.h"
 #include "../matmulfree/hgrn_scan.h"
+#include "../tandem/linear_rows.h"
 #include "spin.h"
 #include "table.h"
 
@@ -16,6 +17,6 @@
 #endif
 
 const Table NONET_TABLE = {
-    selective_scan, selective_scan_backward, causal_conv1d,       causal_conv1d_backward, hgrn_scan,
-    hgrn_scan_backward, mamba_step,          spin_multiply_add,   spin_exponential,
+    selective_scan,     selective_scan_backward, causal_conv1d, causal_conv1d_backward, hgrn_scan,
+    hgrn_scan_backward, mamba_step,              linear_rows,   spin_multiply_add,      spin_exponential,
 };

@@ -78,6 +78,8 @@ int nonet_causal_conv1d_backward(const NonetConv* args) { return run(kernels().c
 int nonet_hgrn_scan(const NonetHgrn* args) { return run(kernels().hgrn_scan, args); }
 int nonet_hgrn_scan_backward(const NonetHgrn* args) { return run(kernels().hgrn_scan_backward, args); }
 int nonet_mamba_step(const NonetStep* args) { return run(kernels().mamba_step, args); }
+int nonet_linear_rows(const NonetLinear* args) { return run(kernels().linear_rows, args); }
+
 void nonet_expect(void* data, int64_t bytes) {
 #if defined(MADV_HUGEPAGE)
     // Whole pages of the usual size: the system takes the large ones that lie within.

@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-#define NONET_ABI 1
+#define NONET_ABI 2
 
 #if defined(_WIN32)
 #define NONET_API extern "C" __declspec(dllexport)
@@ -83,6 +83,18 @@ typedef struct {
     float* work;                  // rows * (3 channels + rank + 2 states + width)
 } NonetStep;
 
+// A linear layer on some rows. Sums are float32.
+typedef struct {
+    int64_t size;
+    int64_t dtype, weight_dtype, inputs, outputs;  // dtype: of x and out
+    int64_t stride;               // numbers from a row of the weight to the next
+    void* weight;                 // (output, input), inputs adjacent
+    // What differs from call to call.
+    int64_t rows;
+    void *x, *out;                // (row, input), (row, output), without gaps
+    float* bias;                  // (output)
+} NonetLinear;
+
 // The pool of the host: runs task(begin, end, context) over parts of [0, count); returns zero when all are done.
 typedef void (*NonetTask)(int64_t begin, int64_t end, void* context);
 typedef int32_t (*NonetPool)(int64_t begin, int64_t end, int64_t grain, NonetTask task, void* context);
@@ -100,6 +112,7 @@ NONET_API int nonet_causal_conv1d_backward(const NonetConv* args);
 NONET_API int nonet_hgrn_scan(const NonetHgrn* args);
 NONET_API int nonet_hgrn_scan_backward(const NonetHgrn* args);
 NONET_API int nonet_mamba_step(const NonetStep* args);
+NONET_API int nonet_linear_rows(const NonetLinear* args);
 
 // Asks for large pages under fresh memory that is about to be filled. A hint: nothing depends on it.
 NONET_API void nonet_expect(void* data, int64_t bytes);

@@ -6,15 +6,6 @@ namespace {
 
 enum { CHAINS = 8 };  // independent, so that no operation waits for the one before
 
-// Hides a value from the optimiser, which would otherwise compute the loop beforehand.
-INLINE void hide(V& x) {
-#if defined(__x86_64__)
-    __asm__ volatile("" : "+x"(x));
-#else
-    __asm__ volatile("" : "+m"(x));
-#endif
-}
-
 // Repeats `once` on values that stay in registers, which an array of them would not.
 template <class Once>
 INLINE double spin(int64_t rounds, Once once) {

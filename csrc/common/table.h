@@ -10,6 +10,7 @@ struct Table {
     int (*hgrn_scan)(const NonetHgrn*);
     int (*hgrn_scan_backward)(const NonetHgrn*);
     int (*mamba_step)(const NonetStep*);
+    int (*linear_rows)(const NonetLinear*);
     double (*spin_multiply_add)(int64_t);
     double (*spin_exponential)(int64_t);
 };

@@ -52,6 +52,22 @@ struct Memory {
     Memory(const Memory&) = delete;
 };
 
+// Runs stage(job, begin, end) over [0, count) in pieces of `piece`, on as many threads as there are.
+template <class Job, void (*stage)(const Job&, int64_t, int64_t)>
+INLINE int share(const Job& job, int64_t count, int64_t piece) {
+    struct Context {
+        const Job* job;
+        int64_t count, piece;
+    } context = {&job, count, piece};
+    return nonet_parallel(
+        (count + piece - 1) / piece,
+        [](int64_t begin, int64_t end, void* pointer) {
+            const Context& context = *(const Context*)pointer;
+            stage(*context.job, begin * context.piece, least(end * context.piece, context.count));
+        },
+        &context);
+}
+
 // Waking the other threads pays off from about so many multiply-adds on.
 const int64_t WORTH_SHARING = 1 << 16;
 

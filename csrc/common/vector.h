@@ -59,6 +59,17 @@ INLINE void assign(bfloat16& to, float x) {
     to.bits = x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+// Hides from the optimiser what a value is, so that it stays in a register as it stands.
+INLINE void hide(V& x) {
+#if defined(__x86_64__)
+    __asm__ volatile("" : "+x"(x));
+#elif defined(__aarch64__)
+    __asm__ volatile("" : "+w"(x));
+#else
+    __asm__ volatile("" : "+m"(x));
+#endif
+}
+
 INLINE V max(V a, V b) { return a > b ? a : b; }
 INLINE V abs(V x) { return (V)((I)x & 0x7fffffff); }
 
@@ -107,6 +118,21 @@ INLINE V zip(V a, V b, bool second) {
     I order;
     for (int k = 0; k < LANES; ++k) order[k] = k / 2 + k % 2 * LANES + second * (LANES / 2);
     return __builtin_shuffle(a, b, order);
+}
+
+// Sums each of up to LANES vectors over its lanes; `count` has to be known when this is compiled. Lane i is
+// sum(x[i]), to the bit.
+INLINE V sum_each(const V* x, int count) {
+    V rows[LANES];
+#pragma GCC unroll 16
+    for (int k = 0; k < LANES; ++k) rows[k] = k < count ? x[k] : V{};
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2) {
+#pragma GCC unroll 8
+        for (int k = 0; k < half; ++k)
+            rows[k] = zip(rows[k], rows[k + half], false) + zip(rows[k], rows[k + half], true);
+    }
+    return rows[0];
 }
 
 // Turns LANES vectors into their columns: each round of zips sorts by one more bit of the lane.

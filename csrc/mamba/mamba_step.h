@@ -7,53 +7,14 @@
 // dt_proj and recurrence by channel, out_proj by output.
 #pragma once
 #include "../common/elementary.h"
-#include "../common/tasks.h"
+#include "../common/product.h"
 
 namespace {
-
-enum { ROWS = 4 };
 
 struct Step {
     const NonetStep* args;
     float *x, *u, *z, *mixed, *y;  // (row, width), (row, channel) twice, (row, rank + 2 states), (row, channel)
 };
-
-// Dots one row of a matrix with `count` vectors that lie `apart` floats from each other.
-template <class S, int COUNT>
-INLINE void dots(float* to, const S* row, const float* x, int64_t apart, int64_t size) {
-    V sums[2 * COUNT] = {};
-    int64_t k = 0;
-    for (; k + 2 * LANES <= size; k += 2 * LANES) {
-        V first = load(row + k), second = load(row + k + LANES);
-        for (int r = 0; r < COUNT; ++r) {
-            sums[2 * r] += first * load(x + r * apart + k);
-            sums[2 * r + 1] += second * load(x + r * apart + k + LANES);
-        }
-    }
-    for (int r = 0; r < COUNT; ++r) to[r] = sum(sums[2 * r] + sums[2 * r + 1]);
-    for (; k < size; ++k)
-        for (int r = 0; r < COUNT; ++r) to[r] += number(row[k]) * x[r * apart + k];
-}
-
-// out[row][o] = bias[o] + matrix[o] . x[row] for o in [begin, end)
-template <class S, class P>
-INLINE void multiply(float* out, int64_t out_apart, const View& matrix, const View& bias, const float* x,
-                     int64_t apart, int64_t size, int64_t rows, int64_t begin, int64_t end) {
-    for (int64_t r = 0; r < rows; r += ROWS)
-        for (int64_t o = begin; o < end; ++o) {
-            const S* row = place<S>(matrix, o, 0, 0);
-            const float* from = x + r * apart;
-            float found[ROWS];
-            switch (least(ROWS, rows - r)) {
-                case 1: dots<S, 1>(found, row, from, apart, size); break;
-                case 2: dots<S, 2>(found, row, from, apart, size); break;
-                case 3: dots<S, 3>(found, row, from, apart, size); break;
-                default: dots<S, 4>(found, row, from, apart, size);
-            }
-            const float b = bias.data ? number(*place<P>(bias, o, 0, 0)) : 0.0f;
-            for (int64_t i = 0; i < least(ROWS, rows - r); ++i) out[(r + i) * out_apart + o] = found[i] + b;
-        }
-}
 
 template <class P>
 INLINE float optional(const View& view, int64_t i) {
@@ -144,22 +105,6 @@ INLINE void normalise(float* x, int64_t size, double eps) {
     for (int64_t k = 0; k < size; ++k) x[k] *= scale;
 }
 
-// Runs stage(step, begin, end) over [0, count) in pieces of `piece`, on as many threads as there are.
-template <void (*stage)(const Step&, int64_t, int64_t)>
-INLINE int share(const Step& step, int64_t count, int64_t piece) {
-    struct Context {
-        const Step* step;
-        int64_t count, piece;
-    } context = {&step, count, piece};
-    return nonet_parallel(
-        (count + piece - 1) / piece,
-        [](int64_t begin, int64_t end, void* pointer) {
-            const Context& context = *(const Context*)pointer;
-            stage(*context.step, begin * context.piece, least(end * context.piece, context.count));
-        },
-        &context);
-}
-
 template <class S, class P>
 int step_as(const NonetStep* args) {
     const NonetStep& s = *args;
@@ -171,8 +116,8 @@ int step_as(const NonetStep* args) {
     step.mixed = step.y + s.rows * s.channels;
     for (int64_t r = 0; r < s.rows; ++r)
         for (int64_t k = 0; k < s.width; ++k) step.x[r * s.width + k] = number(*place<S>(s.x, r, k, 0));
-    int code = share<project_in<S, P>>(step, s.channels, 64);
-    if (code == NONET_OK) code = share<project_mixed<S>>(step, mixed, 8);
+    int code = share<Step, project_in<S, P>>(step, s.channels, 64);
+    if (code == NONET_OK) code = share<Step, project_mixed<S>>(step, mixed, 8);
     if (s.norm_eps >= 0)
         for (int64_t r = 0; r < s.rows; ++r) {
             float* row = step.mixed + r * mixed;
@@ -180,8 +125,8 @@ int step_as(const NonetStep* args) {
             normalise(row + s.rank, s.states, s.norm_eps);
             normalise(row + s.rank + s.states, s.states, s.norm_eps);
         }
-    if (code == NONET_OK) code = share<recur<S, P>>(step, s.channels, 64);
-    return code == NONET_OK ? share<project_out<S>>(step, s.width, 32) : code;
+    if (code == NONET_OK) code = share<Step, recur<S, P>>(step, s.channels, 64);
+    return code == NONET_OK ? share<Step, project_out<S>>(step, s.width, 32) : code;
 }
 
 int mamba_step(const NonetStep* s) {

@@ -26,7 +26,7 @@ import nonet
 if TYPE_CHECKING:
     from torch import Tensor
 
-ABI = 1  # NONET_ABI of csrc/common/nonet.h, which everything below mirrors
+ABI = 2  # NONET_ABI of csrc/common/nonet.h, which everything below mirrors
 ISAS = ("portable", "avx2", "avx512")
 KERNELS = (
     "selective_scan",
@@ -36,6 +36,7 @@ KERNELS = (
     "hgrn_scan",
     "hgrn_scan_backward",
     "mamba_step",
+    "linear_rows",
 )
 _NAME = {"darwin": "libnonet.dylib", "win32": "libnonet.dll"}.get(sys.platform, "libnonet.so")
 _CODES = {
@@ -109,7 +110,8 @@ STEP = Layout(
     " in_proj[] in_bias[] conv_weight[] conv_bias[] x_proj[] dt_proj[] dt_bias[] a_log[] d[]"
     " out_proj[] out_bias[] work*"
 )
-LAYOUTS = {"NonetScan": SCAN, "NonetConv": CONV, "NonetHgrn": HGRN, "NonetStep": STEP}
+LINEAR = Layout("dtype weight_dtype inputs outputs stride weight* rows x* out* bias*")
+LAYOUTS = {"NonetScan": SCAN, "NonetConv": CONV, "NonetHgrn": HGRN, "NonetStep": STEP, "NonetLinear": LINEAR}
 
 
 class Library:

@@ -32,7 +32,7 @@ def judged(family, workload):
 @pytest.mark.parametrize("workload", OPS, ids=lambda w: w.name)
 def test_everybody_computes_the_operation(workload):
     found = judged(ops, workload)["found"]
-    if workload.dtype == "bfloat16":
+    if workload.kernel == "selective_scan" and workload.dtype == "bfloat16":
         assert "RuntimeError" in found.pop("mambapy")["failure"]  # it mixes dtypes
     assert {name: entry["failure"] for name, entry in found.items()} == dict.fromkeys(found)
     assert all(0 <= entry["error"] < 1 for entry in found.values())

@@ -6,7 +6,8 @@ from typing import Any
 
 from nonet.bench.workloads import Workload
 
-# In the letters of the sizes; s is the bytes of a large tensor's number, P the numbers in a model's weights.
+# In the letters of the sizes; s is the bytes of a large tensor's number, r those of a number in a row of
+# linear_rows, P the numbers in a model's weights.
 # Bytes: every argument is read once and every result written once. An operation is an addition or a
 # multiplication; a multiply-add is two.
 _SCAN = {
@@ -40,6 +41,7 @@ _FORMULAS: dict[tuple[str, str], dict[str, str]] = {
     ("lora", "training step"): {"operations": "4*B*P*T"},  # no weight has a gradient but the few new ones
     ("lora", "training forward"): {"operations": "2*B*T*(P - E*V)"},
     ("lora", "forward"): {"operations": "2*B*P*T"},
+    ("linear_rows", "forward"): {"bytes": "s*I*O + r*R*(I + O)", "operations": "2*R*I*O"},
 }
 
 
@@ -50,6 +52,7 @@ def cost(workload: Workload, **letters: int) -> dict[str, dict[str, Any]]:
         workload: what is measured; what nobody has counted for it is left out.
         letters: those of the formulas that its sizes do not hold.
     """
-    known = {**workload.sizes, **letters, "s": 2 if workload.dtype == "bfloat16" else 4}
+    s, r = (2 if dtype == "bfloat16" else 4 for dtype in (workload.dtype, workload.rows))
+    known = {**workload.sizes, **letters, "s": s, "r": r}
     formulas = _FORMULAS[workload.kernel, workload.what]
     return {kind: {"formula": f, "count": eval(f, {}, known)} for kind, f in formulas.items()}

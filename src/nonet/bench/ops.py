@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,12 +13,15 @@ from torch import Tensor
 
 from nonet import native
 from nonet.bench.correct import Outcome, judge
+from nonet.bench.limits import _largest_cache
 from nonet.bench.peers import PEERS, Contender
 from nonet.bench.timing import Timed
 from nonet.bench.workloads import Sizes, Workload
 from nonet.registry import Op, load, methods
 from nonet.select import Choice, absent, select
 from nonet.testing.case import Arguments, cast
+
+_CACHE = 2**25  # bytes of the largest cache, where that is unknown or small
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ def bind(workload: Workload, contender: Contender) -> Bound:
     arguments = _arguments(workload, workload.sizes, contender)
     given = tuple(v for v in arguments.values() if isinstance(v, Tensor))
     dout = torch.ones_like(given[0], requires_grad=False)
-    return Bound(Timed(partial(_run, workload, contender, arguments, dout), _before(contender)), given)
+    run = _cold if workload.kernel == "linear_rows" else partial
+    return Bound(Timed(run(_run, workload, contender, arguments, dout), _before(contender)), given)
 
 
 def check(workload: Workload, them: Sequence[Contender]) -> dict[str, Any]:
@@ -98,6 +103,16 @@ def _run(workload: Workload, contender: Contender, arguments: Arguments, dout: T
     return out, *torch.autograd.grad(out, leaves, dout)
 
 
+def _cold(
+    run: Callable[..., Any], workload: Workload, contender: Contender, arguments: Arguments, dout: Tensor
+) -> Callable[[], Any]:
+    """Returns a call whose weight comes from memory, as in a model: it is another's turn each time."""
+    weight = arguments["weight"]
+    count = -(-2 * max(_largest_cache(), _CACHE) // weight.nbytes)
+    weights = itertools.cycle([weight, *(weight.clone() for _ in range(count - 1))])
+    return lambda: run(workload, contender, {**arguments, "weight": next(weights)}, dout)
+
+
 def _outcome(workload: Workload, contender: Contender, arguments: Arguments) -> Outcome:
     """Returns the output, and the gradients if there are any, by name."""
     names = [name for name, value in arguments.items() if isinstance(value, Tensor)]
@@ -112,8 +127,11 @@ def _outcome(workload: Workload, contender: Contender, arguments: Arguments) -> 
 def _arguments(workload: Workload, sizes: Sizes, contender: Contender) -> Arguments:
     """Returns the arguments in the contender's layout, the large ones in the workload's dtype."""
     last = workload.channels_last if contender.channels_last is None else contender.channels_last
-    large = getattr(torch, workload.dtype)
+    large, rows = getattr(torch, workload.dtype), getattr(torch, workload.rows)
     arguments = _MAKE[workload.kernel](sizes, torch.Generator().manual_seed(0))
+    if workload.kernel == "linear_rows":
+        arguments = {"x": arguments["x"].to(rows), "weight": arguments["weight"].to(large)}
+        return cast(arguments, rows) if contender.alike else arguments
     for name, value in arguments.items():
         if isinstance(value, Tensor):
             if value.dim() == 3:
@@ -140,6 +158,14 @@ def _selective_scan(sizes: Sizes, generator: torch.Generator) -> Arguments:
     }
 
 
+def _linear_rows(sizes: Sizes, generator: torch.Generator) -> Arguments:
+    R, I, O = (sizes[letter] for letter in "RIO")  # noqa: E741
+    return {
+        "x": torch.randn(R, I, generator=generator),
+        "weight": torch.randn(O, I, generator=generator) / I**0.5,
+    }
+
+
 def _causal_conv1d(sizes: Sizes, generator: torch.Generator) -> Arguments:
     B, C, W, T = (sizes[letter] for letter in "BCWT")
     return {
@@ -160,4 +186,5 @@ _MAKE: dict[str, Callable[[Sizes, torch.Generator], Arguments]] = {
     "selective_scan": _selective_scan,
     "causal_conv1d": _causal_conv1d,
     "hgrn_scan": _hgrn_scan,
+    "linear_rows": _linear_rows,
 }

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv1d, silu
+from torch.nn.functional import conv1d, linear, silu
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Contender:
             and returns the one to run.
         package: whose code it is, a distribution whose version stands beside its figures; None for ours.
         channels_last: the layout that it wants, None for the workload's.
+        alike: it wants all arguments in the dtype of the first.
         isa: the instruction set that the C library uses for it, None where it has no part in it.
     """
 
@@ -34,6 +35,7 @@ class Contender:
     call: Callable[..., Any]
     package: str | None = None
     channels_last: bool | None = None
+    alike: bool = False
     isa: str | None = None
 
 
@@ -65,6 +67,11 @@ def torch_conv(x: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tens
     channels, taps = weight.shape
     y = conv1d(x, weight[:, None], bias, padding=taps - 1, groups=channels)[..., : x.shape[-1]]
     return silu(y) if activation == "silu" else y
+
+
+def torch_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """PyTorch's linear layer."""
+    return linear(x, weight)
 
 
 def eager_loop(i: Tensor, f: Tensor) -> Tensor:
@@ -117,4 +124,5 @@ PEERS: dict[str, tuple[Contender, ...]] = {
         Contender("compiled loop", compiled_loop, "torch"),
         Contender("accelerated-scan", accelerated_scan, "accelerated-scan", channels_last=False),
     ),
+    "linear_rows": (Contender("torch linear", torch_linear, "torch", alike=True),),
 }

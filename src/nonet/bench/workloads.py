@@ -10,7 +10,7 @@ from typing import Any, Literal
 Sizes = Mapping[str, int]
 What = Literal["forward", "training forward", "forward+backward", "training step", "prefill", "decode"]
 
-KERNELS = ("selective_scan", "causal_conv1d", "hgrn_scan", "mamba", "lora")
+KERNELS = ("selective_scan", "causal_conv1d", "hgrn_scan", "mamba", "lora", "linear_rows")
 
 _LENGTHS = tuple(2**k for k in range(9, 17))  # 512 ... 65536
 
@@ -28,6 +28,7 @@ class Workload:
         sizes: letters of the shape.
         checked: sizes that replace some of these where the oracle in float64 would take too long.
         dtype: of the large tensors; rates, biases and states are float32 as in models.
+        rows: dtype of the rows that ``linear_rows`` multiplies by its weight, its large tensor.
         channels_last: channels lie next to each other in memory, else times do.
         series: a point of a curve over lengths, where peers are left out.
     """
@@ -38,6 +39,7 @@ class Workload:
     sizes: Sizes
     checked: Sizes = field(default_factory=dict)
     dtype: str = "float32"
+    rows: str = "float32"
     channels_last: bool = True
     series: bool = False
 
@@ -58,7 +60,7 @@ def _on(kernel: str, what: What, label: str, sizes: Sizes, **options: Any) -> Wo
     return Workload(kernel, f"{kernel} {what} {label}", what, sizes, **options)
 
 
-_scan, _conv, _hgrn, _mamba, _lora = (partial(_on, kernel) for kernel in KERNELS)
+_scan, _conv, _hgrn, _mamba, _lora, _rows = (partial(_on, kernel) for kernel in KERNELS)
 
 _FLOATS = ("float32", "bfloat16")
 _WIDE = {"B": 1, "C": 1536, "N": 16}  # the channels of Mamba-130m
@@ -67,6 +69,8 @@ _GATED = {"B": 4, "C": 1024}
 _MODEL = {"B": 1, "E": 768, "N": 16, "V": 512}
 _LITTLE = {"E": 64, "layers": 2, "T": 48}
 _SMOLLM2 = {"B": 2, "T": 256, "E": 576, "V": 49_152, "R": 8, "layers": 30}
+_LINEARS = ({"I": 576, "O": 1536}, {"I": 1536, "O": 576}, {"I": 576, "O": 49_152})  # SmolLM2's, its head last
+_FEWER = {"O": 576}
 _SMALLER = {"E": 64, "V": 64, "layers": 2, "T": 16}
 
 _FULL = (
@@ -96,10 +100,15 @@ _FULL = (
             dtype=dtype) for dtype in _FLOATS),
     *(_lora("forward", f"8 adapters T{T}", {**_SMOLLM2, "B": 8, "T": T, "adapters": 8}, checked=_SMALLER)
       for T in (16, 64)),
+    *(_rows("forward", f"{sizes['I']} to {sizes['O']} R{R} {dtype} weight", {"R": R, **sizes}, checked=_FEWER,
+            dtype=dtype) for sizes in _LINEARS for dtype in _FLOATS for R in (1, 5, 8)),
+    *(_rows("forward", f"{sizes['I']} to {sizes['O']} R5 all bfloat16", {"R": 5, **sizes}, checked=_FEWER,
+            dtype="bfloat16", rows="bfloat16") for sizes in _LINEARS),
 )  # fmt: skip
 
 _TINY_LORA = {"B": 2, "T": 8, "E": 64, "V": 64, "R": 4, "layers": 1}
 _TINY = {"B": 1, "C": 48, "N": 16, "T": 48}
+_TINY_LINEAR = {"R": 3, "I": 80, "O": 40}
 _TINY_MODEL = {"B": 1, "E": 32, "N": 4, "V": 64, "layers": 2}
 _QUICK = (
     _scan("forward", "C48 T48", _TINY),
@@ -116,4 +125,6 @@ _QUICK = (
     *(_lora("training step", f"tiny {dtype}", _TINY_LORA, dtype=dtype) for dtype in _FLOATS),
     _lora("training forward", "tiny", _TINY_LORA),
     _lora("forward", "2 adapters", {**_TINY_LORA, "adapters": 2}),
+    *(_rows("forward", f"R3 {dtype} weight", _TINY_LINEAR, dtype=dtype) for dtype in _FLOATS),
+    _rows("forward", "R3 all bfloat16", _TINY_LINEAR, dtype="bfloat16", rows="bfloat16"),
 )

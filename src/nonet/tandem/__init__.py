@@ -1,7 +1,7 @@
 """Tandem transformers: a large model reads in blocks, and a small one writes from what it has read."""
 
 from nonet._lazy import lazy_names
-from nonet.registry import Method, Part
+from nonet.registry import Implementation, Method, Op, Part
 
 METHOD = Method(
     name="tandem",
@@ -10,6 +10,23 @@ METHOD = Method(
     papers=("2402.08644", "2211.17192", "2302.01318"),
     idea="a large model reads in blocks, and a small one writes from what it has read",
     use="the large model's own text in less time, or nearly its quality at the small one's speed",
+    ops=(
+        Op(
+            name="linear_rows",
+            api="nonet.tandem.api:linear_rows",
+            implementations=(
+                Implementation(
+                    "cpu",
+                    "nonet.tandem.ops:linear_rows",
+                    devices=("cpu",),
+                    dtypes=("float32", "bfloat16"),
+                    refuses=("gradient", "a weight in float16", "a weight in float64"),
+                ),
+                Implementation("torch", "nonet.tandem.impl.torch:linear_rows"),
+                Implementation("reference", "nonet.tandem.reference:linear_rows"),
+            ),
+        ),
+    ),
     parts=(
         Part(
             slot="pairing",
@@ -40,8 +57,11 @@ _HOMES = {
     "custom_generate": "nonet.tandem.generate",
     "expected_tokens": "nonet.tandem.accept",
     "frequent_tokens": "nonet.tandem.shortlist",
+    "linear_rows": "nonet.tandem.api",
+    "restore_weights": "nonet.tandem.weights",
     "secondary_from": "nonet.tandem.secondary",
     "speculative_generate": "nonet.tandem.generate",
+    "stream_weights": "nonet.tandem.weights",
 }
 __all__ = [*_HOMES, "METHOD"]
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

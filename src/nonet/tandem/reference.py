@@ -62,6 +62,13 @@ def tandem_logits(
     return secondary.lm_head(secondary.model.norm(y[-1]))
 
 
+def linear_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    r"""Returns :math:`y_{ro} = b_o + \sum_i W_{oi} x_{ri}`, ``(..., O)``, computed in the wider dtype."""
+    wide = torch.promote_types(x.dtype, weight.dtype)
+    y = torch.einsum("...i,oi->...o", x.to(wide), weight.to(wide))
+    return (y if bias is None else y + bias).to(x.dtype)
+
+
 def _layer(base: Any, layer: Any, y: Tensor, seen: Tensor, place: int) -> Tensor:
     """Returns a layer's output for the token at ``place``, which sees the states at places 0 to its own."""
     a = layer.self_attn

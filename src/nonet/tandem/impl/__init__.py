@@ -1,0 +1,1 @@
+"""One file an implementation; none of them imports the oracle."""
