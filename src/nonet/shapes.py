@@ -29,7 +29,8 @@ def check_shape(name: str, tensor: Tensor, letters: str, sizes: dict[str, int]) 
     Raises:
         ValueError: an axis is missing, or has another size than its letter has elsewhere.
     """
-    axes, learned = letters.split(), dict[str, int]()
+    axes = letters.split()
+    learned: dict[str, int] = {}
     fits = tensor.dim() == len(axes)
     for axis, size in zip(axes, tensor.shape, strict=False):
         want = int(axis) if axis.isdigit() else sizes.get(axis, learned.setdefault(axis, size))

@@ -11,7 +11,9 @@ import typer
 def bench(
     kernels: Annotated[
         list[str] | None,
-        typer.Argument(help="selective_scan, causal_conv1d, hgrn_scan, mamba; all by default."),
+        typer.Argument(
+            help="selective_scan, causal_conv1d, hgrn_scan, mamba, lora, linear_rows; all by default."
+        ),
     ] = None,
     peers: Annotated[bool, typer.Option(help="Time other people's code beside ours.")] = True,
     threads: Annotated[str | None, typer.Option(help="Numbers of threads, such as 4,1.")] = None,
