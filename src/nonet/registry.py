@@ -59,7 +59,7 @@ class Part:
     role: Literal["method", "baseline", "variant"] = "method"
     letter: str = ""  # mixers: its sign in a pattern string
     cache: str = ""  # mixers: the kind of cache layer that decoding needs
-    causal: bool = True  # mixers: can serve language modelling
+    causal: bool = True  # can serve language modelling
     bidirectional: bool = False  # mixers: can serve an encoder
     recurrent: bool = False  # mixers: the state's size does not grow with the context
     learning_rate: float = 1.0  # suited to it, relative to dense attention with rotary positions
@@ -87,7 +87,25 @@ class Method:
 _HOMES = ("flash", "matmulfree", "mamba", "tandem", "position", "prompt", "lora", "reformer", "linformer")
 
 # What a slot holds when no method fills it.
-_BASELINES = (Part("linear", "dense", "torch.nn:Linear", title="Dense", role="baseline"),)
+_BASELINES = (
+    Part("linear", "dense", "torch.nn:Linear", title="Dense", role="baseline"),
+    Part(
+        "adapter",
+        "full",
+        "nonet.training.finetune:train_every_weight",
+        title="Full fine-tuning",
+        role="baseline",
+    ),
+    Part("adapter", "untuned", "nonet.training.finetune:train_nothing", title="No tuning", role="baseline"),
+    Part("pairing", "alone", "nonet.training.speed:write_alone", title="Primary alone", role="baseline"),
+    Part(
+        "pairing",
+        "assisted",
+        "nonet.training.speed:write_assisted",
+        title="Assisted generation",
+        role="baseline",
+    ),
+)
 
 # How a layer's output joins its input, in place of a plain sum.
 RESIDUALS = {"standard": None, "reversible": "nonet.reformer.reversible:reversible"}

@@ -6,6 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from nonet.data import byte_tokenizer
 
 COMMAND = [sys.executable, "-m", "nonet", "compare"]
 SMALL = ["--slots", "linear", "--tokens", "4096", "--lengths", "32,64"]
@@ -73,6 +77,52 @@ def test_ctrl_c_leaves_a_report_and_resume_finishes(text, tmp_path):
     assert found["report"].endswith("report.html")
 
 
+@pytest.fixture
+def model(tmp_path):
+    place = tmp_path / "model"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=257,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=256,
+        eos_token_id=256,
+        pad_token_id=256,
+    )
+    LlamaForCausalLM(config).save_pretrained(place)
+    byte_tokenizer().save_pretrained(place)
+    return str(place)
+
+
+def test_adapters_and_pairings_are_compared_around_a_pretrained_model(text, model, tmp_path):
+    asked = [text, "--slots", "adapter,pairing", "--model", model, "--quick", "--json"]
+    done = run(*asked, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert [c["adapter"] or c["pairing"] for c in plan["cells"]] == [
+        *("full", "prompt", "prefix", "ptuning", "lora", "untuned"),
+        *("alone", "tandem", "speculative", "assisted"),
+    ]
+    assert (plan["model"], plan["work"]["layers"], plan["slots"]) == (model, 1, ["adapter", "pairing"])
+    assert plan["estimate"]["seconds"] > 100
+
+    out = tmp_path / "out"
+    few = ["--methods", "untuned,alone", "--tokens", "1024", "--out", str(out)]
+    done = run(*asked, *few, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [row["cell"]["adapter"] for row in found["rows"]] == ["full", "untuned", ""]
+    assert [row["state"] for row in found["rows"]] == ["done"] * 3
+    assert found["rows"][0]["train"]["tokens"] == 1024
+    assert found["rows"][2]["blocks"][0]["texts"] >= 1
+    assert "No tuning" in done.stderr
+    assert "<html" in (out / "report.html").read_text()
+
+
 def _short(path):
     path.write_text("too short\n" * 30)
 
@@ -89,7 +139,10 @@ def _binary(path):
         (_binary, ["bad.txt"], 1, "is no text: byte 4 is NUL"),
         (_short, ["bad.txt"], 1, "window"),
         (None, ["--methods", "gpt"], 1, "choose from"),
-        (None, ["--slots", "pairing"], 1, "not compared yet"),
+        (None, ["--slots", "mixer,pairing"], 1, "mixer, pairing are not of one model"),
+        (None, ["--slots", "adapter", "--model", "nowhere"], 1, "nowhere is no directory"),
+        (None, ["--slots", "adapter", "--size", "tiny"], 1, "--size: only for models that are made anew"),
+        (None, ["--model", "smollm2"], 1, "--model is for the slots adapter and pairing"),
         (None, ["--size", "huge"], 1, "choose from tiny, small, base"),
         (None, ["--budget", "5s", "--slots", "linear"], 1, "too short for 2 cells"),
         (None, ["--budget", "soon"], 1, "write 90s, 10m or 2h"),

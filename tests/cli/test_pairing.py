@@ -84,8 +84,8 @@ def test_train_and_generate(place, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "model", "text.txt", "--layers", "9"], "layers must be some of 0 to 2"),
-        (["train", "model", "text.txt", "--loss", "hinge"], "choose from ce, distil"),
+        (["train", "model", "text.txt", "--layers", "9"], "layers must be fewer than the primary's 3; got 9"),
+        (["train", "model", "text.txt", "--layers", "1", "--loss", "hinge"], "choose from ce, distil"),
         (["train", "model", "text.txt", "--resume"], "holds no checkpoint"),
         (["train", "nowhere", "text.txt"], "is no directory"),
         (["generate", "model", "model"], "holds no tandem"),

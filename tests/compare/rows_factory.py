@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,10 @@ SLOTS = {
     "mixer": ("flash", "mlgru", "mamba", "reformer", "linformer"),
     "position": ("rope", "alibi", "sinusoidal", "learned", "none"),
     "linear": ("ternary", "dense"),
+}
+AROUND = {
+    "adapter": ("full", "prompt", "prefix", "ptuning", "lora", "untuned"),
+    "pairing": ("alone", "tandem", "speculative", "assisted"),
 }
 TASKS = {"associative_recall": 1 / 16, "induction_heads": 1 / 16, "selective_copying": 1 / 8}
 ENVIRONMENT = {
@@ -43,12 +47,32 @@ _COSTS = {
     "ternary": (0.118, 1.34, 0, 0, 0, 0, 0, 1.0),
     "dense": (0.0, 1.0, 0, 0, 0, 0, 0, 1.0),
 }
+# Final bits per byte; seconds for the whole training; trained parameters; bytes at the peak; seconds a token.
+_TUNED = {
+    "full": (0.921, 330.0, 134_515_008, 2.3e9, 0.041),
+    "prompt": (0.987, 190.0, 11_520, 0.9e9, 0.043),
+    "prefix": (1.012, 185.0, 230_400, 0.9e9, 0.044),
+    "ptuning": (0.996, 195.0, 997_056, 0.9e9, 0.043),
+    "lora": (0.918, 240.0, 2_442_240, 1.1e9, 0.058),
+    "untuned": (1.034, 0.0, 0, 0, 0.041),
+}
+_WEIGHTS = 134_515_008
+_BLOCKS = (2, 3, 4, 6, 8)
+# Acceptance of the first place in a block; share of it that the next place keeps; cost of a drafted token,
+# the primary's being 1; texts of four that come out the same.
+_WRITING = {
+    "tandem": (0.74, 0.96, 0.13, 4),
+    "speculative": (0.61, 0.97, 0.12, 4),
+    "assisted": (0.61, 0.97, 0.33, 4),
+}
 
 
 def make_plan(
     seeds: tuple[int, ...] = (0, 1, 2), slots: tuple[str, ...] = tuple(SLOTS), **changed: Any
 ) -> dict[str, Any]:
-    cells = [cell for seed in seeds for cell in _cells(seed, slots)]
+    around = set(slots) <= set(AROUND)
+    cells = [cell for seed in seeds for cell in (_cells_around if around else _cells)(seed, slots)]
+    pretrained = {"layers": 3, "texts": 4, "new": 64}
     return {
         "format": 1, "command": "nonet compare --seeds 3", "created": "2026-11-22T18:00:00+00:00",
         "corpus": {
@@ -56,8 +80,10 @@ def make_plan(
             "tokenizer": "bytes", "bytes": {"train": 9_412_310, "validation": 524_288, "test": 498_112},
             "tokens": {"train": 9_412_310, "validation": 524_288, "test": 498_112},
         },
-        "size": "tiny", "window": WINDOW, "tokens": TOKENS, "seeds": list(seeds), "lengths": list(LENGTHS),
-        "slots": list(slots), "cells": cells, "estimate": {"seconds": 2400.0, "bytes": 900_000_000},
+        "size": "" if around else "tiny", "model": "smollm2" if around else "",
+        "work": pretrained if around else {}, "window": WINDOW, "tokens": TOKENS,
+        "seeds": list(seeds), "lengths": list(LENGTHS), "slots": list(slots), "cells": cells,
+        "estimate": {"seconds": 2400.0, "bytes": 900_000_000},
         "environment": ENVIRONMENT, **changed,
     }  # fmt: skip
 
@@ -69,7 +95,7 @@ def make_rows(plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 def make_row(cell: dict[str, Any], **changed: Any) -> dict[str, Any]:
     rng = random.Random(cell["id"])
-    measured = _language(cell, rng) if cell["kind"] == "language" else {"tasks": _tasks(cell, rng)}
+    measured = _MEASURED[cell["kind"]](cell, rng)
     return {
         "format": 1, "cell": cell, "state": "done", "error": None, "started": "2026-11-22T18:00:10+00:00",
         "seconds": 71.2, "learning_rate": cell["learning_rate"], "parameters": cell["parameters"],
@@ -82,12 +108,23 @@ def fail(cell: dict[str, Any], error: str) -> dict[str, Any]:
     return {"format": 1, "cell": cell, "state": "failed", "error": error}
 
 
-def find(rows: list[dict[str, Any]], slot: str, name: str, kind: str = "language") -> list[dict[str, Any]]:
-    """The rows of an entry of a slot."""
+def find(rows: list[dict[str, Any]], slot: str, name: str, kind: str = "") -> list[dict[str, Any]]:
+    """The rows of an entry of a slot; of a language model, or else of the slot's own kind."""
+    kind = kind or (slot if slot in AROUND else "language")
     return [
         row for row in rows
         if slot in row["cell"]["slots"] and row["cell"][slot] == name and row["cell"]["kind"] == kind
     ]  # fmt: skip
+
+
+def set_ratio(rows: list[dict[str, Any]], name: str, ratio: float, identical: int = 4) -> None:
+    """Lets a pairing write at this speed with blocks of 4, and a tenth slower with any others."""
+    for row in find(rows, "pairing", name):
+        for block in row["blocks"]:
+            if block["block"]:
+                fast = ratio * (1.0 if block["block"] == 4 else 0.9)
+                block["ratio"] = {"median": fast, "low": fast - 0.04, "high": fast + 0.04}
+                block["identical"] = identical
 
 
 def set_quality(rows: list[dict[str, Any]], slot: str, name: str, values: Sequence[float]) -> None:
@@ -126,6 +163,73 @@ def _cells(seed: int, slots: tuple[str, ...]) -> list[dict[str, Any]]:
                 cell = {"id": key, **said, "slots": [], "parameters": size, "learning_rate": 0.003}
                 cells.setdefault(key, cell)["slots"].append(slot)
     return sorted(cells.values(), key=lambda cell: cell["kind"])
+
+
+def _cells_around(seed: int, slots: tuple[str, ...]) -> list[dict[str, Any]]:
+    cells = []
+    empty = dict.fromkeys((*BASELINE, *AROUND), "")
+    for slot in slots:
+        for name in AROUND[slot]:
+            said = {"kind": slot, **empty, slot: name, "seed": seed}
+            key = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+            rate = 0.0 if name in ("untuned", "alone") else 5e-4
+            cells.append({"id": key, **said, "slots": [slot], "parameters": 0, "learning_rate": rate})
+    return cells
+
+
+def _tuned(cell: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    final, total, trained, peak, token = _TUNED[cell["adapter"]]
+    start = 1.034
+    final += rng.gauss(0, 0.001) * (trained > 0)
+    steps = range(5 if trained else 1)
+    seconds = total * rng.gauss(1, 0.02)
+    spread = {"low": token * 0.98, "high": token * 1.03, "runs": 9}
+    return {
+        "parameters": _WEIGHTS + trained * (cell["adapter"] != "full"),
+        "trained_parameters": trained,
+        "settings": {"rank": 8, "variants": []} if cell["adapter"] == "lora" else {},
+        "train": {
+            "tokens": TOKENS if trained else 0, "seconds": seconds,
+            "tokens_per_second": TOKENS / seconds if trained else None, "first_bits_per_byte": start,
+            "curve": [
+                {"tokens": TOKENS * i // 4, "seconds": seconds * i / 4,
+                 "bits_per_byte": final + (start - final) * 0.3 ** i - (start - final) * 0.3 ** 4 * (i > 0)}
+                for i in steps
+            ],
+        },
+        "validation": {"bits_per_byte": final, "tokens": 8160, "bytes": 30_000},
+        "peak_bytes": int(peak) or None, "optimizer_bytes": 8 * trained, "file_bytes": 4 * trained,
+        "decode": [
+            {"context": 256, "step": {"median": token, **spread}, "cache_bytes": 23_592_960},
+        ],
+    }  # fmt: skip
+
+
+def _written(cell: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    alone = {
+        "block": 0, "ratio": {"median": 1.0, "low": 1.0, "high": 1.0}, "tokens_per_second": 24.3,
+        "identical": 4, "texts": 4, "acceptance": None, "accepted_at": [], "tokens_per_round": 1.0,
+    }  # fmt: skip
+    if cell["pairing"] == "alone":
+        return {"parameters": _WEIGHTS, "trained_parameters": 0, "settings": {}, "blocks": [alone]}
+    first, kept, cost, same = _WRITING[cell["pairing"]]
+    blocks = [alone]
+    for n in _BLOCKS:
+        at = [first * kept**i * rng.gauss(1, 0.01) for i in range(n)]
+        reached = [math.prod(at[:i]) for i in range(n + 1)]
+        a_pass = sum(reached)
+        ratio = a_pass / (1 + cost * n)
+        blocks.append({
+            "block": n, "ratio": {"median": ratio, "low": ratio * 0.93, "high": ratio * 1.06},
+            "tokens_per_second": 24.3 * ratio, "identical": same, "texts": 4,
+            "acceptance": sum(reached[1:]) / n, "accepted_at": at, "tokens_per_round": a_pass,
+        })  # fmt: skip
+    return {
+        "parameters": _WEIGHTS + 38_933_568, "trained_parameters": 38_933_568,
+        "settings": {"layers": 3, "loss": "distil"}, "blocks": blocks,
+        "train": {"tokens": TOKENS, "seconds": 210.0, "tokens_per_second": TOKENS / 210.0, "losses": []},
+        "peak_bytes": 1_400_000_000, "optimizer_bytes": 8 * 38_933_568,
+    }  # fmt: skip
 
 
 def _language(cell: dict[str, Any], rng: random.Random) -> dict[str, Any]:
@@ -202,3 +306,11 @@ def _tasks(cell: dict[str, Any], rng: random.Random) -> list[dict[str, Any]]:
         for task, chance in TASKS.items()
         for i, length in enumerate((64, 128, 256))
     ]  # fmt: skip
+
+
+_MEASURED: dict[str, Callable[[dict[str, Any], random.Random], dict[str, Any]]] = {
+    "language": _language,
+    "recall": lambda cell, rng: {"tasks": _tasks(cell, rng)},
+    "adapter": _tuned,
+    "pairing": _written,
+}

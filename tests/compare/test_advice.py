@@ -1,5 +1,5 @@
 import pytest
-from rows_factory import find, make_plan, make_rows, set_quality, set_seconds
+from rows_factory import find, make_plan, make_rows, set_quality, set_ratio, set_seconds
 
 from nonet.compare import units
 from nonet.compare.advice import advise
@@ -93,3 +93,107 @@ def test_a_mixer_that_is_dearer_at_short_lengths_says_so():
 def test_recall_speaks_against_a_forgetful_choice():
     found = _advice({"mlgru": (2.40, 2.41, 2.42)})
     assert any(line.startswith("Text that must be found again: associative recall") for line in found.unless)
+
+
+# Around a pretrained model
+
+
+def _tuned(qualities, seeds=3):
+    plan = make_plan(seeds=tuple(range(seeds)), slots=("adapter",))
+    rows = make_rows(plan)
+    for name, values in qualities.items():
+        set_quality(rows, "adapter", name, values)
+        set_seconds(rows, "adapter", name, 100.0)
+    return advise(_slots(plan, rows)["adapter"], plan)
+
+
+def _begins(lines, words):
+    return any(line.startswith(words) for line in lines)
+
+
+def test_an_adapter_is_recommended_by_what_it_learns_and_others_by_what_they_cost():
+    found = _tuned({"lora": (0.90, 0.901, 0.902), "full": (0.95, 0.951, 0.952)})
+    assert (found.standing, found.choice) == ("clear", "Use LoRA.")
+    assert _begins(found.unless, "Fewer trained parameters: Prompt tuning 11,520, LoRA 2,442,240.")
+    assert _begins(found.unless, "A smaller file: Prompt tuning 45.0")
+    assert _begins(found.unless, "Less memory in training: Pr")
+    assert _begins(found.unless, "Faster generating, one more token: Full fine-tuning")
+    assert not any("parameters:" in line for line in found.because)
+    assert not any("No tuning" in line for line in found.unless)  # which costs nothing and learns nothing
+
+
+def test_where_nothing_is_learned_the_model_is_left_as_it_is():
+    rises = dict.fromkeys(("full", "prompt", "prefix", "ptuning", "lora"), (1.1, 1.11, 1.12))
+    found = _tuned(rises)
+    assert (found.chosen, found.choice) == (("untuned",), "Leave the model as it is.")
+    found = _tuned({**rises, "lora": (1.03, 1.035, 1.04)})
+    assert found.standing == "tie"
+    assert (found.chosen[0], found.choice) == ("untuned", "Leave the model as it is.")
+    assert found.reason == "What LoRA learned lies within the spread."
+
+
+def _written(ratios, seeds=1, identical=4):
+    plan = make_plan(seeds=tuple(range(seeds)), slots=("pairing",))
+    rows = make_rows(plan)
+    for name, ratio in ratios.items():
+        set_ratio(rows, name, ratio, identical if name == "tandem" else 4)
+    return advise(_slots(plan, rows)["pairing"], plan)
+
+
+def test_the_fastest_pairing_is_recommended_with_its_block():
+    found = _written({"tandem": 1.5, "speculative": 1.2, "assisted": 0.9})
+    assert (found.standing, found.chosen) == ("clear", ("tandem",))
+    assert found.choice == "Use Tandem with blocks of 4."
+    own = "and all 4 texts are the primary's own."
+    assert found.reason == f"It writes at 1.50{TIMES} the speed of the primary alone, {own}"
+    assert found.because[0] == (
+        f"Beside the primary alone, text by text: Tandem with blocks of 4 at 1.50{TIMES}, Speculative "
+        f"decoding with blocks of 4 at 1.20{TIMES} and Assisted generation with blocks of 4 at 0.90{TIMES}."
+    )
+    assert "Drafts come from 3 of the primary's layers, trained on 524,288 tokens." in found.because
+    assert any("would give 5 tokens a pass in place of" in line for line in found.unless)
+
+
+@pytest.mark.parametrize(("other", "standing"), [(1.46, "tie"), (1.44, "clear")])
+def test_with_one_seed_a_twentieth_of_the_speed_is_a_tie(other, standing):
+    found = _written({"tandem": 1.5, "speculative": other, "assisted": 0.9})
+    assert found.standing == standing
+    assert found.choice.startswith("Use Tandem with blocks of 4")
+    assert ("or Speculative decoding" in found.choice) == (standing == "tie")
+
+
+def test_a_pairing_that_changes_a_text_is_not_recommended_but_named():
+    found = _written({"tandem": 1.9, "speculative": 1.2, "assisted": 0.9}, identical=3)
+    assert found.chosen == ("speculative",)
+    assert "Tandem gave 3 of 4 texts unchanged." in found.because
+    assert _begins(found.unless, "Texts that need not be the primary's own to the letter: Tandem")
+
+
+@pytest.mark.parametrize("best", [0.9, 1.03])  # the last within the texts' quartiles
+def test_where_no_draft_pays_the_primary_writes_alone(best):
+    found = _written({"tandem": best, "speculative": 0.8, "assisted": 0.5})
+    assert (found.chosen, found.choice) == (("alone",), "Let the primary write alone.")
+    assert found.reason == (
+        "No draft that keeps its texts makes it faster beyond the spread: "
+        f"Tandem with blocks of 4 at {best:.2f}{TIMES} its speed."
+    )
+
+
+def test_with_several_seeds_faster_means_by_more_than_their_interval():
+    plan = make_plan(seeds=(0, 1), slots=("pairing",))
+    rows = make_rows(plan)
+    for name in ("speculative", "assisted"):
+        set_ratio(rows, name, 0.8)
+    for seconds, chosen in ((0.9, "alone"), (1.39, "tandem")):
+        set_ratio(rows, "tandem", 1.4)
+        set_ratio([row for row in rows if row["cell"]["seed"]], "tandem", seconds)
+        assert advise(_slots(plan, rows)["pairing"], plan).chosen == (chosen,)
+
+
+def test_nothing_is_said_of_pairings_before_one_has_written():
+    plan = make_plan(seeds=(0,), slots=("pairing",))
+    rows = make_rows(plan)
+    slot = _slots(plan, find(rows, "pairing", "alone"))["pairing"]
+    found = advise(slot, plan)
+    assert (found.standing, found.reason) == ("open", "Only Primary alone has finished.")
+    assert any("are not finished" in line for line in found.unless)

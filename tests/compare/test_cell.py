@@ -7,7 +7,7 @@ import torch
 from compare_helpers import make_work, write_text
 
 from nonet.compare.cell import run_cell
-from nonet.compare.plan import COMPARED, cells, choose
+from nonet.compare.plan import INSIDE, cells, choose
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def planned(text, slot, **changes):
     return cells(choose((slot,), None), make_work(text, **changes), (0,))
 
 
-@pytest.mark.parametrize("slot", COMPARED)
+@pytest.mark.parametrize("slot", INSIDE)
 def test_every_part_of_a_slot_trains_and_is_measured(slot, text):
     for cell in planned(text, slot):
         if cell.kind == "recall":

@@ -8,7 +8,7 @@ from html import unescape
 
 import pytest
 from rich.console import Console
-from rows_factory import ENVIRONMENT, fail, find, make_plan, make_rows, write
+from rows_factory import AROUND, ENVIRONMENT, fail, find, make_plan, make_rows, write
 
 from nonet.compare.plots import recall_plots, slot_plots
 from nonet.compare.report import context, render, write_report
@@ -51,7 +51,29 @@ def _not_begun():
     return make_plan(seeds=(0,)), []
 
 
-COMPARISONS = {"finished": _finished, "one seed": _one_seed, "broken": _broken, "not begun": _not_begun}
+def _around():
+    plan = make_plan(slots=tuple(AROUND), command="nonet compare --slots adapter,pairing")
+    return plan, make_rows(plan)
+
+
+def _around_broken():
+    """Cells that failed or have not run, and values that are missing."""
+    plan = make_plan(seeds=(0,), slots=tuple(AROUND))
+    rows = make_rows(plan)
+    failed = find(rows, "adapter", "lora") + find(rows, "pairing", "assisted")
+    gone = find(rows, "pairing", "alone") + find(rows, "adapter", "full")
+    find(rows, "adapter", "prefix")[0].update(peak_bytes=None, decode=[], file_bytes=None)
+    return plan, [fail(row["cell"], ERROR) if row in failed else row for row in rows if row not in gone]
+
+
+COMPARISONS = {
+    "finished": _finished,
+    "one seed": _one_seed,
+    "broken": _broken,
+    "not begun": _not_begun,
+    "around": _around,
+    "around, broken": _around_broken,
+}
 
 
 @functools.cache
@@ -110,6 +132,30 @@ def test_one_seed_says_so():
     assert "±" not in words.partition("What the numbers mean")[0].replace("±: half the width", "")
 
 
+def test_a_pretrained_model_is_named_and_what_concerns_others_is_left_out():
+    words = _text(_page("around"))
+    for needed in (
+        "smollm2, as it was trained before",
+        "Use LoRA.",
+        "Use Tandem with blocks of",
+        "Against alone",
+        "12 of 12",
+        "Drafts accepted by place",
+        "A draft of 3 of its layers",
+        "over 4 texts a seed, of which 64 tokens",
+        "1.8 %",
+        "rank 8",
+    ):
+        assert needed in words, needed
+    for foreign in ("Crossover", "Beyond window", "not matched", "within 5 %", "size tiny"):
+        assert foreign not in words, foreign
+    for own in ("Against alone", "Optimiser"):
+        assert own not in _text(_page("finished"))
+    broken = _text(_page("around, broken"))
+    assert "lora: adapter, seed 0" in broken
+    assert "assisted: pairing, seed 0" in broken
+
+
 def test_rows_of_two_machines_are_told_apart():
     plan, rows = _finished()
     rows[0]["provenance"] = {**ENVIRONMENT, "cpu": "Another"}
@@ -146,7 +192,10 @@ def test_plots_are_what_vega_lite_allows():
     alone = recall_plots(summarise(*_one_seed())[0])
     plots = [*slot_plots(mixer, plan), *recall_plots(mixer), *alone]
     assert len(plots) == 10 + 3 + 3
-    for plot in plots:
+    around = _around()
+    adapter, pairing = (slot_plots(slot, around[0]) for slot in summarise(*around))
+    assert (len(adapter), len(pairing)) == (4, 3)
+    for plot in (*plots, *adapter, *pairing):
         altair.Chart.from_dict(json.loads(json.dumps(plot.spec)))
 
 

@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from rows_factory import WINDOW, fail, find, make_plan, make_rows, set_quality, set_seconds
+from rows_factory import WINDOW, fail, find, make_plan, make_rows, set_quality, set_ratio, set_seconds
 
 from nonet import registry
 from nonet.compare.advice import advise
@@ -189,3 +189,44 @@ def test_recall_is_by_task_and_length():
     assert slot.chance["selective_copying", 128] == 1 / 8
     assert len(_entry(slot, "mamba").recall["induction_heads", 64].values) == 2
     assert _slots(plan, [])["mixer"].chance == {}
+
+
+# Around a pretrained model
+
+
+def test_adapters_are_not_matched_in_parameters_and_no_tuning_stays_as_it_is():
+    plan = make_plan(seeds=(0, 1), slots=("adapter",))
+    rows = make_rows(plan)
+    slot = _slots(plan, rows)["adapter"]
+    assert [e.name for e in slot.entries] == ["prompt", "prefix", "ptuning", "lora", "full", "untuned"]
+    assert {e.matched for e in slot.entries} == {None}
+    lora, untuned = _entry(slot, "lora"), _entry(slot, "untuned")
+    assert lora.number("trained") == 2_442_240
+    assert lora.number("file") == 4 * 2_442_240
+    assert lora.number("optimizer") == 8 * 2_442_240
+    assert [point.x for point in lora.series["trained"]] == [2_442_240]
+    assert slot.budget == min(r["train"]["seconds"] for r in rows if r["train"]["seconds"])
+    assert untuned.number("timed") == untuned.number("quality") == pytest.approx(1.034)
+    assert untuned.number("trained") == 0
+    assert (untuned.numbers["peak"], untuned.series["trained"]) == (None, ())
+    assert (lora.numbers["rate"], lora.series["ratio"]) == (None, ())
+
+
+def test_a_pairing_is_read_at_its_best_block():
+    plan = make_plan(seeds=(0, 1), slots=("pairing",))
+    rows = make_rows(plan)
+    set_ratio(rows, "tandem", 1.4)
+    for row in find(rows, "pairing", "assisted"):
+        row["blocks"][-1]["accepted_at"] = [0.5, 0.0, *[None] * 6]
+    slot = _slots(plan, rows)["pairing"]
+    tandem, alone = _entry(slot, "tandem"), _entry(slot, "alone")
+    assert (tandem.number("block"), tandem.number("ratio")) == (4, 1.4)
+    at = [b for r in find(rows, "pairing", "tandem") for b in r["blocks"] if b["block"] == 4]
+    assert tandem.number("accepted") == pytest.approx(sum(b["acceptance"] for b in at) / 2)
+    assert sum(tandem.numbers["texts"].values) == 8
+    assert [point.x for point in tandem.series["ratio"]] == [2, 3, 4, 6, 8]
+    assert [point.x for point in tandem.series["accepted_at"]] == list(range(1, 9))
+    assert [(p.x, p.y) for p in _entry(slot, "assisted").series["accepted_at"]] == [(1, 0.5), (2, 0.0)]
+    assert (alone.number("block"), alone.number("ratio"), alone.number("rate")) == (0, 1.0, 24.3)
+    assert alone.series["ratio"] == ()
+    assert (tandem.numbers["quality"], slot.budget) == (None, None)

@@ -2,8 +2,8 @@ import pytest
 from rows_factory import make_plan
 
 from nonet.compare import units
+from nonet.compare.axes import log_ticks
 from nonet.compare.looks import looks
-from nonet.compare.plots import log_ticks
 from nonet.compare.summary import summarise
 
 DASH, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
@@ -74,6 +74,12 @@ def test_ticks_of_a_logarithmic_axis_are_round(low, high, ticks):
         (units.rounded(None), DASH),
         (units.share(0.0625), "6 %"),
         (units.times(0.00391), f"0.0039{TIMES}"),
+        (units.ratio(1.3149), f"1.31{TIMES}"),
+        (units.ratio(None), DASH),
+        (units.rate(28.37), "28.4"),
+        (units.rate(None), DASH),
+        (units.part(0.0000857), "0.0086 %"),
+        (units.part(1.0), "100 %"),
         (units.times(14.2), f"14{TIMES}"),
         (units.listed(["a", "b", "c"]), "a, b and c"),
         (units.listed([]), ""),

@@ -10,7 +10,7 @@ import typer
 
 def compare(
     text: Annotated[str | None, typer.Argument(help="A file, a folder or a dataset on disk.")] = None,
-    slots: Annotated[str | None, typer.Option(help="Slots to compare: mixer,position,linear.")] = None,
+    slots: Annotated[str | None, typer.Option(help="mixer,position,linear; or adapter,pairing.")] = None,
     methods: Annotated[str | None, typer.Option(help="Only these, by name, separated by commas.")] = None,
     budget: Annotated[str | None, typer.Option(help="Time for everything: 90s, 10m, 2h.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Training tokens a model, in place of --budget.")] = None,
@@ -20,6 +20,9 @@ def compare(
     size: Annotated[str | None, typer.Option(help="tiny, small or base.")] = None,
     lengths: Annotated[str | None, typer.Option(help="Lengths to time, such as 256,1024,4096.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="bytes, or a Transformers tokenizer.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="For adapter,pairing: smollm2, a directory or owner/name.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for plan, rows and report.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few minutes on two cores.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the comparison in --out.")] = False,
@@ -28,13 +31,18 @@ def compare(
 ) -> None:
     """Compare methods slot by slot on a text of yours, or on Python's standard library.
 
+    Mixers, positions and linears are compared in small models that are made anew, adapters and pairings
+    around a pretrained one.
+
     Examples:
       nonet compare --quick
       nonet compare book.txt --slots mixer --budget 10m
+      nonet compare notes/ --slots adapter --model smollm2 --quick
       nonet compare src/ --methods flash,mamba --seeds 3 --out runs/mine
       nonet compare --resume --out runs/mine
     """
-    from nonet.compare.command import Asked, execute
+    from nonet.compare.asked import Asked
+    from nonet.compare.command import execute
 
     asked: dict[str, Any] = {
         "text": text,
@@ -46,6 +54,7 @@ def compare(
         "size": size,
         "lengths": _numbers("--lengths", lengths),
         "tokenizer": tokenizer,
+        "model": model,
         "quick": quick,
     }
     if resume:

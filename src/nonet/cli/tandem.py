@@ -22,7 +22,7 @@ def train(
     model: Model,
     text: Annotated[str | None, typer.Argument(help="A file, a folder or a dataset on disk.")] = None,
     out: Annotated[Path, typer.Option(help="The directory to write.")] = Path("runs/tandem"),
-    layers: Annotated[int, typer.Option(min=1, help="Layers of the secondary, the primary's lowest.")] = 3,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the secondary, taken from the primary.")] = 4,
     block: Annotated[int, typer.Option(min=1, help="Tokens of a block in training.")] = 4,
     loss: Annotated[str, typer.Option(help="ce, or distil: the primary's distribution too.")] = "distil",
     reading: Annotated[str, typer.Option(help="What is read: states or keys_values.")] = "states",

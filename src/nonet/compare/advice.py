@@ -3,53 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from nonet.compare import units
 from nonet.compare.crossover import Crossover
-from nonet.compare.spread import Estimate, differ
+from nonet.compare.pairing_advice import advise_pairing
+from nonet.compare.spread import differ
 from nonet.compare.store import Record
 from nonet.compare.summary import REFERENCE, Entry, Slot
-
-TIE = 0.02  # bits per byte that a single seed cannot tell apart
-CHEAPER = 0.1  # a cost must be lower by this share for a recommendation to mention it
-
-
-@dataclass(frozen=True)
-class Advice:
-    """A recommendation for one slot.
-
-    Attributes:
-        standing: clear, a tie, dependent on whether text or time is short, or open.
-        chosen: names of what is recommended, the first first.
-        level: names that no other beats at equal tokens, and at equal time.
-        choice: the recommendation in a sentence.
-        reason: another that says why.
-        because: what it rests on.
-        unless: what would change it.
-    """
-
-    standing: Literal["clear", "tie", "depends", "open"]
-    chosen: tuple[str, ...]
-    level: tuple[frozenset[str], frozenset[str]]
-    choice: str
-    reason: str
-    because: tuple[str, ...]
-    unless: tuple[str, ...]
+from nonet.compare.verdict import (
+    CHEAPER,
+    TIE,
+    Advice,
+    failures,
+    matters,
+    measured,
+    more_seeds,
+    named,
+    nothing_yet,
+)
 
 
 def advise(slot: Slot, plan: Record) -> Advice:
-    """Returns the recommendation for a slot.
+    """Returns the recommendation for a slot."""
+    return advise_pairing(slot, plan) if slot.name == "pairing" else _advise_learning(slot, plan)
+
+
+def _advise_learning(slot: Slot, plan: Record) -> Advice:
+    """Recommends by what is learned.
 
     The best at equal tokens and the best at equal time are found, each with those that differ from it
-    by no more than their spread. What is in both is recommended; of several, the fastest to train.
+    by no more than their spread. What is in both is recommended; of several the one that needs no training,
+    or else the fastest to train.
     """
     tokens, time = _ranked(slot, "quality"), _ranked(slot, "timed")
     if len(tokens) < 2:
-        return _open(slot, tokens)
+        return nothing_yet(slot, tokens)
     level, level_in_time = _level(tokens, "quality"), _level(time, "timed") or _level(tokens, "quality")
-    both = sorted((e for e in level if e in level_in_time), key=lambda e: -(e.number("speed") or 0))
+    both = sorted(
+        (e for e in level if e in level_in_time),
+        key=lambda e: (not _untrained(e), -(e.number("speed") or 0)),
+    )
     if both:
         standing: Literal["clear", "tie", "depends"] = "clear" if len(both) == 1 else "tie"
         chosen = both
@@ -63,7 +57,7 @@ def advise(slot: Slot, plan: Record) -> Advice:
     return Advice(
         standing,
         tuple(entry.name for entry in chosen),
-        (_names(level), _names(level_in_time)),
+        (named(level), named(level_in_time)),
         choice,
         reason,
         tuple(_because(slot, plan, tokens, time)),
@@ -73,51 +67,41 @@ def advise(slot: Slot, plan: Record) -> Advice:
 
 def _ranked(slot: Slot, number: str) -> list[Entry]:
     found = [entry for entry in slot.entries if entry.numbers[number]]
-    return sorted(found, key=lambda entry: _of(entry, number).mean)
+    return sorted(found, key=lambda entry: measured(entry, number).mean)
 
 
 def _level(ranked: Sequence[Entry], number: str) -> list[Entry]:
-    return [e for e in ranked if not differ(_of(e, number), _of(ranked[0], number), TIE)]
+    return [e for e in ranked if not differ(measured(e, number), measured(ranked[0], number), TIE)]
 
 
-def _of(entry: Entry, number: str) -> Estimate:
-    found = entry.numbers[number]
-    assert found is not None, f"{entry.name} has no {number}"
-    return found
+def _untrained(entry: Entry) -> bool:
+    """Whether it stands for doing nothing."""
+    return entry.number("trained") == 0
 
 
-def _matters(a: Estimate, b: Estimate, floor: float) -> bool:
-    """Whether two differ, and by enough to care."""
-    return abs(a.mean - b.mean) >= floor and differ(a, b, floor)
-
-
-def _names(entries: Sequence[Entry]) -> frozenset[str]:
-    return frozenset(entry.name for entry in entries)
-
-
-def _open(slot: Slot, measured: list[Entry]) -> Advice:
-    reason = f"Only {measured[0].title} has finished." if measured else "No training has finished."
-    level = _names(measured)
-    return Advice("open", (), (level, level), "Nothing to recommend yet.", reason, (), tuple(_failures(slot)))
+def _use(entry: Entry) -> str:
+    return "Leave the model as it is." if _untrained(entry) else f"Use {entry.title}."
 
 
 def _clear(best: Entry, tokens: Sequence[Entry], time: Sequence[Entry]) -> tuple[str, str]:
     other = next(entry for entry in tokens if entry is not best)
-    gap = _of(other, "quality").mean - _of(best, "quality").mean
-    reached = f"It reaches {units.bits(_of(best, 'quality').mean)} bits per byte"
-    if differ(_of(other, "quality"), _of(best, "quality"), TIE):
+    gap = measured(other, "quality").mean - measured(best, "quality").mean
+    reached = f"It reaches {units.bits(measured(best, 'quality').mean)} bits per byte"
+    if differ(measured(other, "quality"), measured(best, "quality"), TIE):
         also = ", and no other is better in the same time" if time else ""
         reason = f"{reached}, {units.bits(gap)} below {other.title}{also}."
     else:
         reason = f"{reached}, level with {other.title} at equal tokens, and is ahead at equal time."
-    return f"Use {best.title}.", reason
+    return _use(best), reason
 
 
 def _tie(both: Sequence[Entry]) -> tuple[str, str]:
     best, *others = both
     names = [entry.title for entry in both]
+    if _untrained(best):
+        return _use(best), f"What {units.listed(names[1:])} learned lies within the spread."
     mine, last = best.numbers["speed"], others[-1].numbers["speed"]
-    if mine and last and _matters(mine, last, CHEAPER * mine.mean):
+    if mine and last and matters(mine, last, CHEAPER * mine.mean):
         faster = f"{units.times(mine.mean / last.mean)} as fast as {others[-1].title}"
         reason = f"In quality it ties with {units.listed(names[1:])}, and it trains fastest, {faster}."
         return f"Use {best.title}.", reason
@@ -130,7 +114,7 @@ def _because(slot: Slot, plan: Record, tokens: Sequence[Entry], time: Sequence[E
         lines.append(
             f"At equal time ({units.seconds(slot.budget)} of training): {_standings(time, 'timed')}."
         )
-    seeds = {len(_of(entry, "quality").values) for entry in tokens}
+    seeds = {len(measured(entry, "quality").values) for entry in tokens}
     if seeds != {1}:
         lines.append("A difference counts when it is larger than its own 95 % interval over the seeds.")
     if 1 in seeds:
@@ -140,25 +124,14 @@ def _because(slot: Slot, plan: Record, tokens: Sequence[Entry], time: Sequence[E
     odd = [f"{e.title} ({units.count(e.parameters)})" for e in slot.entries if e.matched is False]
     if odd:
         lines.append(f"Not within 5 % of the slot's median in parameters: {units.listed(odd)}.")
-    return lines + _failures(slot)
+    return lines + failures(slot)
 
 
 def _standings(ranked: Sequence[Entry], number: str) -> str:
     """The best, and those behind it down to the first that is clearly worse."""
     shown = ranked[: max(2, len(_level(ranked, number)) + 1)]
-    first, *rest = [f"{entry.title} {units.bits_of(_of(entry, number))}" for entry in shown]
+    first, *rest = [f"{entry.title} {units.bits_of(measured(entry, number))}" for entry in shown]
     return f"{first} bits per byte, then {units.listed(rest)}" if rest else f"{first} bits per byte"
-
-
-def _failures(slot: Slot) -> list[str]:
-    lines = []
-    failed = [entry.title for entry in slot.entries if entry.errors]
-    if failed:
-        lines.append(f"Runs of {units.listed(failed)} failed.")
-    waiting = [e.title for e in slot.entries if e.planned > e.done + len(e.errors)]
-    if waiting:
-        lines.append(f"Runs of {units.listed(waiting)} are not finished.")
-    return lines
 
 
 def _unless(
@@ -173,10 +146,12 @@ def _unless(
         _elsewhere(slot, pick, "step", "Faster generating, one more token", units.seconds),
         _elsewhere(slot, pick, "peak", "Less memory in training", units.memory),
         _elsewhere(slot, pick, "cache", "Less memory in generating", units.memory),
+        _elsewhere(slot, pick, "trained", "Fewer trained parameters", units.count),
+        _elsewhere(slot, pick, "file", "A smaller file", units.memory),
         _recall(slot, pick),
         _schedule(chosen, level),
         _more_training(tokens),
-        _more_seeds(plan, level),
+        more_seeds(plan, level),
     ]
     return [line for line in lines if line]
 
@@ -207,12 +182,12 @@ def _cheaper(slot: Slot, found: list[tuple[str, Crossover]]) -> str:
 
 def _elsewhere(slot: Slot, pick: Entry, number: str, need: str, say: Callable[[float | None], str]) -> str:
     """Names the entry that is best in a number, where it is clearly better than the pick."""
-    mine, ranked = pick.numbers[number], _ranked(slot, number)
+    mine, ranked = pick.numbers[number], [e for e in _ranked(slot, number) if not _untrained(e)]
     if not mine or not ranked:
         return ""
-    best = _of(ranked[0], number)
+    best = measured(ranked[0], number)
     floor = TIE if number == "beyond" else CHEAPER * mine.mean
-    if not _matters(best, mine, floor):
+    if best.mean >= mine.mean or not matters(best, mine, floor):
         return ""
     unit = " bits per byte" if number == "beyond" else ""
     return f"{need}: {ranked[0].title} {say(best.mean)}{unit}, {pick.title} {say(mine.mean)}."
@@ -224,7 +199,7 @@ def _recall(slot: Slot, pick: Entry) -> str:
     for task, length in sorted(slot.chance, key=lambda key: key[1]):
         able = [e for e in slot.entries if (task, length) in e.recall]
         best = max(able, key=lambda e: e.recall[task, length].mean, default=pick)
-        if pick not in able or not _matters(best.recall[task, length], pick.recall[task, length], CHEAPER):
+        if pick not in able or not matters(best.recall[task, length], pick.recall[task, length], CHEAPER):
             continue
         theirs, mine = (units.share(e.recall[task, length].mean) for e in (best, pick))
         worse[task] = f"{task.replace('_', ' ')} ({best.title} {theirs}, {pick.title} {mine})"
@@ -251,11 +226,3 @@ def _more_training(tokens: Sequence[Entry]) -> str:
     if halfway[final] - halfway[early] >= TIE:
         return f"{line}, and halfway {early} was ahead."
     return f"{line}." if fall > 0 else ""
-
-
-def _more_seeds(plan: Record, level: Sequence[Entry]) -> str:
-    names = units.listed([entry.title for entry in level]) if len(level) > 1 else ""
-    if len(plan["seeds"]) == 1:
-        part = f", and {names} may part" if names else ""
-        return f"More seeds: one does not tell how far a repetition would differ{part}."
-    return f"More seeds: they narrow the intervals, and may part {names}." if names else ""

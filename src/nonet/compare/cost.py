@@ -2,69 +2,43 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
-from nonet.compare.plan import Cell, Work, model_config
+from nonet.compare.cell import home
+from nonet.compare.plan import Cell, Combo, Work
 
 STARTUP = 10.0  # seconds of a cell that no length or budget changes: imports, data, decoding, evaluations
-Combo = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one training step of a model costs."""
+    """What one training step of a model costs.
+
+    Attributes:
+        seconds: of the step; 0 where nothing is trained.
+        bytes: of weights, gradients, moments, and what the graph saves.
+        trained: parameters that are trained.
+        forward: seconds of reading a batch without a gradient, where it was measured.
+        token: seconds of one more token, where it was measured.
+    """
 
     seconds: float
     bytes: int
-
-
-def probe(cell: Cell) -> Step:
-    """Measures one training step of a cell's model at its batch and window.
-
-    Memory is the parameters four times (weight, gradient, two moments) and what the graph saves.
-    """
-    import torch
-
-    from nonet.model import NonetForCausalLM
-
-    work = cell.work
-    torch.set_num_threads(work.threads)
-    config = model_config(cell.combo, work)
-    config.intermediate_size = cell.intermediate_size
-    model = NonetForCausalLM(config).to(work.device)
-    ids = torch.zeros(work.batch, work.window, dtype=torch.long, device=work.device)
-    saved: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-    began = time.perf_counter()
-    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-    seconds = time.perf_counter() - began
-    return Step(seconds, 16 * model.num_parameters() + sum(saved.values()))
+    trained: int
+    forward: float = 0.0
+    token: float = 0.0
 
 
 def probes(cells: tuple[Cell, ...]) -> dict[Combo, Step]:
-    """Measures one step of every distinct model among the cells."""
+    """Measures one step of every distinct model among the cells, at its batch and window."""
     first = {cell.combo: cell for cell in reversed(cells)}
-    return {combo: probe(cell) for combo, cell in first.items()}
+    return {combo: home(cell).probe(cell) for combo, cell in first.items()}
 
 
 def seconds_of(cell: Cell, step: Step) -> float:
     """Returns the seconds that a cell will take, given what a step of its model takes."""
-    work = cell.work
-    per_token = step.seconds / (work.batch * work.window)
-    if cell.kind == "recall":
-        tokens = len(work.tasks) * work.task_steps * 4 * work.batch * work.task_length
-        return STARTUP + per_token * tokens
-    passes = sum(work.lengths) * 1.4 * (work.repeats + 2)
-    scored = (work.evaluations + 1) * work.validation_windows * work.window / 3
-    return STARTUP + per_token * (work.tokens + passes + scored)
+    seconds: float = home(cell).seconds(cell, step)
+    return STARTUP + seconds
 
 
 def estimate(cells: tuple[Cell, ...], steps: dict[Combo, Step]) -> dict[str, float]:
@@ -85,8 +59,10 @@ def tokens_for(budget: float, cells: tuple[Cell, ...], steps: dict[Combo, Step],
         ValueError: the budget does not suffice for the smallest comparison of these cells.
     """
     per_step = work.batch * work.window
-    rate = sum(steps[c.combo].seconds for c in cells if c.kind == "language") / per_step
+    rate = sum(steps[c.combo].seconds for c in cells if c.kind != "recall") / per_step
     fixed = estimate(cells, steps)["seconds"] - rate * work.tokens
+    if not rate:  # nothing is trained
+        return work.tokens
     wanted = (budget - fixed) / rate
     grid = [per_step * 2**k * m // 2 for k in range(4, 40) for m in (2, 3)]
     fitting = [tokens for tokens in grid if tokens <= wanted]

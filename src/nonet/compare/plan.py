@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -15,23 +16,40 @@ from nonet.registry import methods as all_methods
 if TYPE_CHECKING:
     from nonet.model import NonetConfig
 
-BASELINE: dict[Slot, str] = {"mixer": "flash", "position": "rope", "linear": "dense"}
-COMPARED: tuple[Slot, ...] = ("mixer", "position", "linear")  # the slots inside a language model
+INSIDE: tuple[Literal["mixer", "position", "linear"], ...] = (
+    "mixer",
+    "position",
+    "linear",
+)  # of a language model that is made anew
+AROUND: tuple[Literal["adapter", "pairing"], ...] = ("adapter", "pairing")  # a pretrained model
+BASELINE: dict[Slot, str] = {
+    "mixer": "flash",
+    "position": "rope",
+    "linear": "dense",
+    "adapter": "full",
+    "pairing": "alone",
+}
+Combo = tuple[str, ...]  # what the slots of a cell hold
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is the same for every cell of a comparison: the data, the budget, what is measured."""
+    """What is the same for every cell of a comparison: the data, the budget, what is measured.
+
+    Fields of the other kind of comparison are empty: models that are made anew have a ``size``, of which
+    growth with ``lengths`` and recall ``tasks`` are measured; else there is a pretrained ``model``.
+    """
 
     source: str | None
     tokenizer: str
     fingerprint: str  # of the encoded corpus, so that a row cannot be mistaken for another text's
     vocab_size: int
     size: str
+    model: str
+    layers: int  # of a secondary that writes with the model
     window: int
     tokens: int
     batch: int
-    learning_rate: float
     evaluations: int
     validation_windows: int
     lengths: tuple[int, ...]
@@ -40,24 +58,32 @@ class Work:
     tasks: tuple[str, ...]
     task_length: int
     task_steps: int
+    blocks: tuple[int, ...]  # numbers of tokens that a secondary drafts at once
+    texts: int  # that a pairing continues
+    new: int  # tokens of a continuation
     repeats: int
     threads: int
     device: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One training of one model, and what is measured on it; a plain value that a cluster can ship."""
+    """One training of one model, and what is measured on it; a plain value that a cluster can ship.
 
-    kind: Literal["language", "recall"]
-    mixer: str
-    position: str
-    linear: str
+    It fills the slots of a language model, or one of those around a pretrained model.
+    """
+
+    kind: Literal["language", "recall", "adapter", "pairing"]
+    mixer: str = ""
+    position: str = ""
+    linear: str = ""
+    adapter: str = ""
+    pairing: str = ""
     seed: int
     slots: tuple[str, ...]
-    learning_rate: float
-    intermediate_size: int
-    parameters: int
+    learning_rate: float  # 0 where nothing is trained
+    intermediate_size: int = 0  # of a model that is made anew, as its parameters
+    parameters: int = 0
     work: Work
 
     @property
@@ -67,14 +93,14 @@ class Cell:
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
-    def combo(self) -> tuple[str, str, str]:
-        """What its slots hold: mixer, position, linear."""
-        return self.mixer, self.position, self.linear
+    def combo(self) -> Combo:
+        """What its slots hold, in the order of the slots."""
+        return tuple(name for slot in SLOTS if (name := getattr(self, slot)))
 
     @property
     def name(self) -> str:
         """What a person calls it."""
-        return f"{self.mixer} + {self.position} + {self.linear}, {self.kind}, seed {self.seed}"
+        return f"{' + '.join(self.combo)}, {self.kind}, seed {self.seed}"
 
     def to_json(self) -> dict[str, Any]:
         """Returns the cell as plain values, its id among them."""
@@ -88,46 +114,6 @@ class Cell:
             k: tuple(v) if isinstance(v, list) else v for k, v in fields.pop("work").items()
         }
         return cls(**{**fields, "slots": tuple(fields["slots"])}, work=Work(**work))
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much a comparison does."""
-
-    tokens: int
-    seeds: int
-    window: int = 256
-    batch: int = 4
-    evaluations: int = 8
-    validation_windows: int = 64
-    lengths: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
-    contexts: tuple[int, ...] = (256, 1024, 4096)
-    tasks: tuple[str, ...] = ("selective_copying", "induction_heads", "associative_recall", "duplication")
-    task_length: int = 64
-    task_steps: int = 1500
-    repeats: int = 5
-
-
-QUICK = Scale(
-    tokens=409_600,
-    seeds=1,
-    evaluations=6,
-    validation_windows=48,
-    lengths=(256, 512, 1024, 2048),
-    contexts=(256, 1024, 2048),
-    tasks=("duplication",),
-    task_length=32,
-    task_steps=300,
-    repeats=3,
-)
-FULL = Scale(tokens=4_194_304, seeds=3)
-# Sizes of the synthetic tasks, and among how many answers a guess would choose.
-TASK_SIZES: dict[str, tuple[dict[str, int], int]] = {
-    "selective_copying": ({"vocab_size": 16, "data": 8}, 14),
-    "induction_heads": ({"vocab_size": 16}, 15),
-    "associative_recall": ({"vocab_size": 32, "pairs": 4}, 16),
-    "duplication": ({"vocab_size": 16}, 15),
-}
 
 
 @dataclass(frozen=True)
@@ -155,6 +141,7 @@ class Plan:
             "slots": list(self.slots),
             "seeds": list(self.seeds),
             "size": work.size,
+            "model": work.model,
             "window": work.window,
             "tokens": work.tokens,
             "lengths": list(work.lengths),
@@ -185,25 +172,29 @@ def choose(slots: Sequence[str], methods: Iterable[str] | None) -> dict[Slot, li
     """Returns the parts that are compared in each slot, the baseline's first.
 
     Args:
-        slots: names among ``mixer``, ``position`` and ``linear``.
+        slots: names among :data:`INSIDE`, or among :data:`AROUND`.
         methods: names of parts or of methods to compare; None for all but variants.
 
     Raises:
-        ValueError: a slot or method is not known, or nothing is left to compare in a slot.
+        ValueError: a slot or method is not known, the slots are of different models, or nothing is left to
+            compare in them.
     """
     for slot in slots:
-        if slot in SLOTS and slot not in COMPARED:
-            raise ValueError(f"slots: {slot!r} is not compared yet; choose from {', '.join(COMPARED)}")
-        _known("slots", slot, COMPARED)
-    wanted_slots = [slot for slot in COMPARED if slot in slots]
+        _known("slots", slot, SLOTS)
+    wanted_slots = [slot for slot in SLOTS if slot in slots]
+    if not (set(slots) <= set(INSIDE) or set(slots) <= set(AROUND)):
+        raise ValueError(
+            f"slots: {', '.join(wanted_slots)} are not of one model; {', '.join(INSIDE)} lie in models that "
+            f"are made anew, {' and '.join(AROUND)} around a pretrained one: compare them in two runs"
+        )
     brings = {m.name: {p.name for p in m.parts} for m in all_methods()}
-    everything = {p.name for slot in COMPARED for p in parts(slot)}
+    homes = {p.name: slot for slot in SLOTS for p in parts(slot)}
     wanted: set[str] | None = None
     if methods is not None:
         wanted = set()
         for name in methods:
-            _known("methods", name, sorted(everything | set(brings)))
-            wanted |= {name} if name in everything else brings[name]
+            _known("methods", name, sorted(set(homes) | set(brings)))
+            wanted |= {name} if name in homes else brings[name]
     chosen: dict[Slot, list[Part]] = {}
     for slot in wanted_slots:
         able = [p for p in parts(slot) if p.causal]
@@ -212,36 +203,58 @@ def choose(slots: Sequence[str], methods: Iterable[str] | None) -> dict[Slot, li
         if kept:
             chosen[slot] = sorted([*baseline, *kept], key=lambda p: p.name != BASELINE[slot])
     if not chosen:
-        raise ValueError(f"methods={', '.join(methods or ())} fill none of the slots {', '.join(slots)}")
+        fill = [slot for slot in SLOTS if any(p.causal and p.name in (wanted or ()) for p in parts(slot))]
+        where = f"--slots {','.join(fill)} has them" if fill else "they do not model language"
+        raise ValueError(
+            f"methods={', '.join(methods or ())} fill none of the slots {', '.join(slots)}; {where}"
+        )
     return chosen
 
 
 def cells(chosen: dict[Slot, list[Part]], work: Work, seeds: Sequence[int]) -> tuple[Cell, ...]:
     """Returns the cells of a comparison, each once though it may appear in several tables.
 
-    In the cells of a slot that slot varies and the others hold the baseline. All models have the
-    baseline's parameters, but for what a multiple of 8 in the channel mixer's width allows. The seeds
-    run in the outer loop, so that a comparison stopped early has every method once.
+    The seeds run in the outer loop, so that a comparison stopped early has every method once.
     """
-    combos: dict[tuple[str, str, str], list[str]] = {}
+    make = _around if work.model else _inside
+    return tuple(cell for seed in seeds for cell in make(chosen, work, seed))
+
+
+def _inside(chosen: dict[Slot, list[Part]], work: Work, seed: int) -> list[Cell]:
+    """The cells of models that are made anew.
+
+    In the cells of a slot that slot varies and the others hold the baseline. All models have the
+    baseline's parameters, but for what a multiple of 8 in the channel mixer's width allows.
+    """
+    combos: dict[Combo, list[str]] = {}
     for slot, candidates in chosen.items():
         for candidate in candidates:
-            filled = dict(BASELINE)
-            filled[slot] = candidate.name
-            combos.setdefault((filled["mixer"], filled["position"], filled["linear"]), []).append(slot)
-    sized = {combo: _sized(combo, work) for combo in combos}
+            filled = {**BASELINE, slot: candidate.name}
+            combos.setdefault(tuple(filled[inside] for inside in INSIDE), []).append(slot)
+    kinds: tuple[Literal["language", "recall"], ...] = ("language", "recall") if work.tasks else ("language",)
+    return [
+        Cell(kind=kind, **_sized(combo, work), seed=seed, slots=tuple(slots), work=work)
+        for kind in kinds
+        for combo, slots in combos.items()
+        if kind == "language" or "mixer" in slots
+    ]
+
+
+def _around(chosen: dict[Slot, list[Part]], work: Work, seed: int) -> list[Cell]:
+    """The cells of a pretrained model: one for each part."""
+    from nonet.training import finetune, pairing
+
+    rates = {"adapter": finetune.RATES, "pairing": pairing.RATES}
     out = []
-    for seed in seeds:
-        for kind in ("language", "recall"):
-            for combo, slots in combos.items():
-                if kind == "recall" and ("mixer" not in slots or not work.tasks):
-                    continue
-                rate, width, count = sized[combo]
-                out.append(Cell(kind, *combo, seed, tuple(slots), rate, width, count, work))
-    return tuple(out)
+    for kind in AROUND:
+        for candidate in chosen.get(kind, ()):
+            filled: dict[str, Any] = {kind: candidate.name}
+            rate = rates[kind].get(candidate.name, 0.0)
+            out.append(Cell(kind=kind, **filled, seed=seed, slots=(kind,), learning_rate=rate, work=work))
+    return out
 
 
-def model_config(combo: tuple[str, str, str], work: Work, **overrides: Any) -> NonetConfig:
+def model_config(combo: Combo, work: Work, **overrides: Any) -> NonetConfig:
     """Returns the configuration of the language model of a mixer, a position and a linear."""
     from nonet.model import preset
 
@@ -257,18 +270,22 @@ def model_config(combo: tuple[str, str, str], work: Work, **overrides: Any) -> N
     )
 
 
-def _sized(combo: tuple[str, str, str], work: Work) -> tuple[float, int, int]:
-    """Returns the learning rate, channel mixer's width and parameters of a combination."""
-    from nonet.model import count_parameters, matched
+@functools.cache
+def _sized(combo: Combo, work: Work) -> dict[str, Any]:
+    """Returns the fields of a cell that follow from what its slots hold."""
+    from nonet.model import LEARNING_RATES, count_parameters, matched
 
-    target = count_parameters(
-        model_config((BASELINE["mixer"], BASELINE["position"], BASELINE["linear"]), work)
-    )
+    target = count_parameters(model_config(tuple(BASELINE[slot] for slot in INSIDE), work))
     config = matched(model_config(combo, work), target)
-    rate = work.learning_rate
-    for slot, name in zip(COMPARED, combo, strict=True):
+    rate = LEARNING_RATES[work.size]
+    for slot, name in zip(INSIDE, combo, strict=True):
         rate *= part(slot, name).learning_rate
-    return rate, config.intermediate_size, count_parameters(config)
+    return {
+        **dict(zip(INSIDE, combo, strict=True)),
+        "learning_rate": rate,
+        "intermediate_size": config.intermediate_size,
+        "parameters": count_parameters(config),
+    }
 
 
 def _known(name: str, value: str, allowed: Iterable[str]) -> None:

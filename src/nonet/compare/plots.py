@@ -8,27 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from nonet.compare import units
+from nonet.compare.axes import Spec, x_axis, y_axis
 from nonet.compare.crossover import Point
 from nonet.compare.looks import looks
 from nonet.compare.quantities import QUANTITIES, Quantity, Say
 from nonet.compare.spread import Estimate
 from nonet.compare.store import Record
 from nonet.compare.summary import Entry, Slot
-
-Spec = dict[str, Any]
-MIB = 2.0**20
-_TIME_LABEL = (
-    "datum.value < 1e-3 ? format(datum.value * 1e6, '~r') + ' µs' : "
-    "datum.value < 1 ? format(datum.value * 1e3, '~r') + ' ms' : format(datum.value, '~r') + ' s'"
-)
-# Within a decade, from coarse to fine, and how many ticks are enough.
-_STEPS: tuple[tuple[Sequence[float], int], ...] = (
-    ((1,), 3),
-    ((1, 2, 5), 2),
-    (range(1, 10), 2),
-    ([n / 10 for n in range(10, 100)], 2),
-    ([n / 100 for n in range(100, 1000)], 1),
-)
 
 
 @dataclass(frozen=True)
@@ -158,16 +144,22 @@ def _series(slot: Slot, quantity: Quantity, window: int) -> Plot | None:
         for entry in slot.entries
         for point in entry.series[quantity.series]
         # The untrained model's loss would flatten all that follows; a logarithm has no zero.
-        if point.y > 0 and (point.x > 0 or quantity.kind == "place")
+        if (point.y > 0 or quantity.kind == "share") and (point.x > 0 or quantity.kind == "place")
     ]
-    if not records:
-        return None
-    note, rule = quantity.note, None
+    if not records or (quantity.kind in ("time", "memory") and len({r["x"] for r in records}) == 1):
+        return None  # one length shows no growth, and its number stands in the tables
+    note = quantity.note
+    rule: dict[str, float | None] = {}
     if quantity.series == "seconds" and slot.budget:
-        rule, note = slot.budget, f"{note} Dotted: {units.seconds(slot.budget)}, when the fastest ends."
+        rule, note = (
+            {"x": slot.budget},
+            f"{note} Dotted: {units.seconds(slot.budget)}, when the fastest ends.",
+        )
     elif quantity.kind == "place":
-        rule, note = window, f"{note} Dotted: the trained length, {units.count(window)}."
-    spec = _lines(slot, records, quantity.title, _x(quantity, records), _y(quantity, records), {"x": rule})
+        rule, note = {"x": window}, f"{note} Dotted: the trained length, {units.count(window)}."
+    elif quantity.kind == "ratio":
+        rule, note = {"y": 1.0}, f"{note} Dotted: the primary alone."
+    spec = _lines(slot, records, quantity.title, x_axis(quantity, records), y_axis(quantity, records), rule)
     return Plot(quantity.title, note, spec)
 
 
@@ -176,55 +168,6 @@ def _record(entry: Entry, point: Point, say_along: Say, say: Say) -> dict[str, A
     if point.low != point.high:
         words += f" ({say(point.low)} to {say(point.high)})"
     return {"method": entry.title, **point._asdict(), "at": say_along(point.x), "value": words}
-
-
-def _x(quantity: Quantity, records: Sequence[dict[str, Any]]) -> Spec:
-    axis: Spec = {"labelOverlap": "greedy", "format": ",d"}
-    found = [record["x"] for record in records]
-    if quantity.kind == "place":
-        return {
-            "title": quantity.along,
-            "scale": {"nice": False, "padding": 10},
-            "axis": {**axis, "tickCount": 8},
-        }
-    if quantity.kind == "curve":
-        axis |= {
-            "values": log_ticks(min(found), max(found)),
-            "format": ",~r" if quantity.series == "seconds" else "~s",
-        }
-    else:
-        axis |= {"values": sorted(set(found))}
-    scale = {"type": "log", "nice": False, "padding": 10}
-    return {"title": quantity.along, "scale": scale, "axis": axis}
-
-
-def _y(quantity: Quantity, records: Sequence[dict[str, Any]]) -> Spec:
-    if quantity.kind in ("curve", "place"):
-        return {
-            "title": quantity.value,
-            "scale": {"zero": False, "padding": 6},
-            "axis": {"tickCount": 6},
-        }
-    unit = MIB if quantity.kind == "memory" else 1.0
-    low, high = (edge(r[name] for r in records) / unit for edge, name in ((min, "low"), (max, "high")))
-    label = f"format(datum.value / {MIB:.0f}, ',~r') + ' MiB'" if quantity.kind == "memory" else _TIME_LABEL
-    return {
-        "title": quantity.value,
-        "scale": {"type": "log", "nice": False, "padding": 6},
-        "axis": {"labelExpr": label, "values": [tick * unit for tick in log_ticks(low, high)]},
-    }
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Returns round numbers from low to high for a logarithmic axis, the coarsest that are enough."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks: list[float] = []
-    for steps, enough in _STEPS:
-        ticks = [float(f"{step * 10.0**decade:.3g}") for decade in decades for step in steps]
-        ticks = [tick for tick in ticks if low <= tick <= high]
-        if len(ticks) >= enough:
-            break
-    return ticks or [low]
 
 
 def _lines(

@@ -19,6 +19,7 @@ from nonet.compare.plots import recall_plots, slot_plots
 from nonet.compare.store import REPORT, ROWS, Record, finished, read_plan, read_rows, write_atomically
 from nonet.compare.summary import Slot, first_line, summarise
 from nonet.compare.tables import crossing_sheet, main_sheet, number_sheets, recall_sheet, settings_sheet
+from nonet.registry import SLOTS
 
 _HERE = Path(__file__).parent
 _EXPORT = "window.vegaEmbed = vegaEmbed;"
@@ -111,13 +112,17 @@ def _failures(plan: Record, rows: Sequence[Record], done: dict[str, Record]) -> 
     last = {row["cell"]["id"]: row["error"] or "" for row in rows if row["state"] == "failed"}
     return [
         {
-            "cell": "{mixer}, {position}, {linear}: {kind}, seed {seed}".format(**cell),
+            "cell": f"{_filled(cell)}: {cell['kind']}, seed {cell['seed']}",
             "line": first_line(last[cell["id"]]),
             "whole": last[cell["id"]],
         }
         for cell in plan["cells"]
         if cell["id"] in last and cell["id"] not in done
     ]
+
+
+def _filled(cell: Record) -> str:
+    return ", ".join(cell[slot] for slot in SLOTS if cell.get(slot))
 
 
 def _environments(plan: Record, done: dict[str, Record]) -> list[dict[str, Any]]:

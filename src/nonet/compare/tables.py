@@ -11,82 +11,33 @@ from rich.table import Table
 from rich.text import Text
 
 from nonet.compare import units
-from nonet.compare.advice import Advice, advise
+from nonet.compare.advice import advise
+from nonet.compare.columns import ONE_SEED, Item, columns, note, standing
 from nonet.compare.quantities import QUANTITIES, Quantity
 from nonet.compare.spread import Estimate
 from nonet.compare.store import Record
-from nonet.compare.summary import CROSSING, REFERENCE, Entry, Slot, summarise
+from nonet.compare.summary import CROSSING, REFERENCE, Slot, summarise
+from nonet.compare.verdict import Advice
 
-ONE_SEED = "one seed"
-
-
-@dataclass(frozen=True)
-class Item:
-    """A cell: what it says, in small what qualifies it, and whether no other is better."""
-
-    text: str
-    small: str = ""
-    best: bool = False
+_CROSSING = (
+    "From how many tokens of context on each costs less, and its share of the cost at the longest length."
+)
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table: the columns' heads, and for each entry its name and an item a column."""
+    """A table: the columns' heads, for each entry its name and an item a column, and how to read it."""
 
     columns: tuple[Item, ...]
     rows: tuple[tuple[str, tuple[Item, ...]], ...]
+    note: str = ""
 
 
 def main_sheet(slot: Slot, advice: Advice, plan: Record) -> Sheet:
-    """Returns one line an entry: quality, speed, memory, generating."""
-    context = max((p.x for e in slot.entries for p in e.series["step"]), default=None)
-    at = f"at {units.count(context)} tokens" if context else ""
-    time = units.seconds(slot.budget)
-    columns = (
-        Item("Method"),
-        Item("Equal tokens", "bits per byte"),
-        Item("Equal time", f"bits per byte at {time}" if slot.budget else "bits per byte"),
-        Item("Beyond window", f"bits per byte past {units.count(plan['window'])}"),
-        Item("Training", "tokens a second"),
-        Item("Peak memory", "in training"),
-        Item("One more token", at),
-        Item("Cache", at),
-        Item("Parameters"),
-    )
-    return Sheet(columns, tuple((e.name, _main_row(e, advice)) for e in slot.entries))
-
-
-def _main_row(entry: Entry, advice: Advice) -> tuple[Item, ...]:
-    level, level_in_time = advice.level
-    return (
-        Item(entry.title, standing(entry)),
-        _bits(entry.numbers["quality"], entry.name in level),
-        _bits(entry.numbers["timed"], entry.name in level_in_time),
-        _bits(entry.numbers["beyond"]),
-        Item(units.rounded(entry.number("speed"))),
-        Item(units.memory(entry.number("peak"))),
-        Item(units.seconds(entry.number("step"))),
-        Item(units.memory(entry.number("cache"))),
-        Item(units.count(entry.parameters), "not matched" if entry.matched is False else ""),
-    )
-
-
-def standing(entry: Entry) -> str:
-    """Returns what a reader must know of an entry before its numbers."""
-    words = [] if entry.role == "method" else [entry.role]
-    if entry.errors:
-        words.append("failed" if len(entry.errors) == entry.planned else f"{len(entry.errors)} failed")
-    waiting = entry.planned - entry.done - len(entry.errors)
-    if waiting:
-        words.append("not run" if waiting == entry.planned else f"{waiting} not run")
-    return ", ".join(words)
-
-
-def _bits(found: Estimate | None, best: bool = False) -> Item:
-    if found is None:
-        return Item(units.DASH)
-    small = ONE_SEED if found.half is None else f"±{units.GAP}{units.bits(found.half)}"
-    return Item(units.bits(found.mean), small, best)
+    """Returns one line an entry, with what matters in the slot."""
+    shown = columns(slot, advice, plan)
+    rows = ((e.name, (Item(e.title, standing(e)), *(c.item(e) for c in shown))) for e in slot.entries)
+    return Sheet((Item("Method"), *(c.head for c in shown)), tuple(rows), note(slot))
 
 
 def crossing_sheet(slot: Slot) -> Sheet | None:
@@ -94,7 +45,7 @@ def crossing_sheet(slot: Slot) -> Sheet | None:
     if not slot.crossings:
         return None
     heads = ("Forward pass", "Forward and backward", "One more token", "Size of the cache")
-    columns = (Item(f"Cheaper than {slot.title(REFERENCE)}"), *(Item(head) for head in heads))
+    head = (Item(f"Cheaper than {slot.title(REFERENCE)}"), *(Item(head) for head in heads))
     rows = []
     for name, crossings in slot.crossings.items():
         items = [Item(slot.title(name))]
@@ -106,13 +57,13 @@ def crossing_sheet(slot: Slot) -> Sheet | None:
             ratio = f"{units.times(found.ratio)} at {units.count(found.longest)}"
             items.append(Item(str(found), ratio if found.clear else f"{ratio}, within the spread"))
         rows.append((name, tuple(items)))
-    return Sheet(columns, tuple(rows))
+    return Sheet(head, tuple(rows), _CROSSING)
 
 
 def number_sheets(slot: Slot) -> list[tuple[str, Sheet]]:
     """Returns every number of the plots, under its title: a line an entry, a column a place on the axis."""
-    # No two methods' curves have a time in common; their losses stand in the table over tokens.
-    shown = (quantity for quantity in QUANTITIES if quantity.series != "seconds")
+    # No two methods have a time or a number of parameters in common; other tables hold these losses.
+    shown = (quantity for quantity in QUANTITIES if quantity.series not in ("seconds", "trained"))
     return [(q.title, _numbers(slot, q)) for q in shown if any(e.series[q.series] for e in slot.entries)]
 
 
@@ -131,13 +82,13 @@ def recall_sheet(slot: Slot) -> Sheet | None:
     """Returns the accuracy of every task, None when none was run."""
     if not slot.chance:
         return None
-    columns = (Item("Task"), *(Item(t.replace("_", " "), f"{units.count(n)} tokens") for t, n in slot.chance))
+    heads = (Item("Task"), *(Item(t.replace("_", " "), f"{units.count(n)} tokens") for t, n in slot.chance))
     rows = [
         (e.name, (Item(e.title), *(_accuracy(e.recall.get(key)) for key in slot.chance)))
         for e in slot.entries
     ]
     chances = (Item(units.share(chance)) for chance in slot.chance.values())
-    return Sheet(columns, (*rows, ("", (Item("Guessing"), *chances))))
+    return Sheet(heads, (*rows, ("", (Item("Guessing"), *chances))))
 
 
 def _accuracy(found: Estimate | None) -> Item:
@@ -149,19 +100,21 @@ def _accuracy(found: Estimate | None) -> Item:
 
 
 def settings_sheet(slot: Slot) -> Sheet:
-    """Returns what each entry was run with: learning rate, and the implementation of every op."""
-    columns = (Item("Method"), Item("Learning rate"), Item("Implementations"))
+    """Returns what each entry was run with: learning rate, options, and the implementation of every op."""
+    options = any((entry.sample or {}).get("settings") for entry in slot.entries)
+    heads = ("Method", "Learning rate", *(["Options"] if options else []), "Implementations")
     rows = []
     for entry in slot.entries:
         sample = entry.sample or {}
         rate = sample.get("learning_rate")
-        chosen = [
-            f"{op}: {found['name']} ({found['reason']})"
-            for op, found in (sample.get("implementations") or {}).items()
-        ]
-        used = "; ".join(chosen) or units.DASH
-        rows.append((entry.name, (Item(entry.title), Item(f"{rate:g}" if rate else units.DASH), Item(used))))
-    return Sheet(columns, tuple(rows))
+        words = [f"{rate:g}" if rate else ""]
+        if options:
+            given = sample.get("settings") or {}
+            words.append(", ".join(f"{name} {value}" for name, value in given.items() if value))
+        chosen = sample.get("implementations") or {}
+        words.append("; ".join(f"{op}: {c['name']} ({c['reason']})" for op, c in chosen.items()))
+        rows.append((entry.name, (Item(entry.title), *(Item(word or units.DASH) for word in words))))
+    return Sheet(tuple(Item(head) for head in heads), tuple(rows))
 
 
 def text_tables(plan: Record, rows: Iterable[Record]) -> list[RenderableType]:
@@ -173,21 +126,26 @@ def _text_table(slot: Slot, advice: Advice, plan: Record) -> RenderableType:
     """The columns that fit into 80 characters."""
     tokens, time = units.count(plan["tokens"]), units.seconds(slot.budget)
     seeds = ONE_SEED if len(plan["seeds"]) == 1 else f"{len(plan['seeds'])} seeds"
+    learned = f"Bits per byte after {tokens} tokens and {time}, {seeds}. Bold: none is better."
+    written = f"After {tokens} tokens of training, {seeds}. Bold: none is faster."
     table = Table(
         title=Text(f"{slot.name.capitalize()}: {slot.question}", style="bold"),
         title_justify="left",
-        caption=Text(f"Bits per byte after {tokens} tokens and {time}, {seeds}. Bold: none is better."),
+        caption=Text(written if slot.name == "pairing" else learned),
         caption_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
     )
-    for head in ("method", "equal tokens", "equal time", "tokens/s", "memory", "a token"):
-        table.add_column(head, justify="left" if head == "method" else "right")
-    for _, items in main_sheet(slot, advice, plan).rows:
-        table.add_row(*(_text(items[i]) for i in (0, 1, 2, 4, 5, 6)))
+    shown = [column for column in columns(slot, advice, plan) if column.short]
+    table.add_column("method")
+    for column in shown:
+        table.add_column(column.short, justify="right")
+    for entry in slot.entries:
+        name = Text(f"{entry.title} {standing(entry)}".strip())
+        table.add_row(name, *(_text(column.item(entry)) for column in shown))
     return Group(table, Text(f"{advice.choice} {advice.reason}"), Text(""))
 
 
 def _text(item: Item) -> Text:
-    small = "" if item.small == ONE_SEED else f" {item.small}"
-    return Text(f"{item.text}{small}".strip(), style="bold" if item.best else "")
+    small = f" {item.small}" if item.small.startswith("±") else ""
+    return Text(f"{item.text}{small}", style="bold" if item.best else "")

@@ -57,14 +57,29 @@ def rounded(value: float | None, digits: int = 3) -> str:
     return f"{round(value, digits - 1 - math.floor(math.log10(value))):,.0f}"
 
 
+def rate(value: float | None) -> str:
+    """A number to three digits: ``8.53``, ``28.4``."""
+    return DASH if value is None else _digits(value)
+
+
 def share(value: float | None) -> str:
     """A part of one as a percentage."""
     return DASH if value is None else f"{100 * value:.0f}{GAP}%"
 
 
+def part(value: float) -> str:
+    """A part of one that may be small: ``0.0086 %``, ``1.8 %``, ``100 %``."""
+    return share(value) if value >= 0.1 else f"{100 * value:.2g}{GAP}%"
+
+
 def times(value: float) -> str:
     """A ratio: ``0.61×``, ``14×``."""
     return f"{_digits(value, 2)}\N{MULTIPLICATION SIGN}"
+
+
+def ratio(value: float | None) -> str:
+    """A ratio of speeds, to hundredths: ``1.31×``."""
+    return DASH if value is None else f"{value:.2f}\N{MULTIPLICATION SIGN}"
 
 
 def listed(words: Sequence[str], joint: str = "and") -> str:

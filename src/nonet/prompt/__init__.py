@@ -32,7 +32,7 @@ METHOD = Method(
             config="nonet.prompt.config:PTuning",
             title="P-tuning",
         ),
-        Part(slot="adapter", name="pet", target="nonet.prompt.pet:PET", title="PET"),
+        Part(slot="adapter", name="pet", target="nonet.prompt.pet:PET", title="PET", causal=False),
     ),
 )
 

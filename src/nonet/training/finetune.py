@@ -38,6 +38,7 @@ RATES = {
     "ptuning": 1e-3,
     "pet": 2e-5,
 }
+WHOLE = ("full", "pet")  # what these learn is a model of its own
 PATTERN = "{text}\nLabel: {blank}"
 _SCORED = 32  # windows of text whose loss is measured
 
@@ -53,12 +54,12 @@ class Tuning:
     window: int
     batch: int
     learning_rate: float | None
-    rank: int
-    length: int
-    pattern: str
-    few: int | None
-    dtype: str
     seed: int
+    rank: int = 8
+    length: int = 20
+    pattern: str = PATTERN
+    few: int | None = None
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, RATES)
@@ -88,20 +89,42 @@ class Lesson:
     collate: Callable[[list[Any]], dict[str, Any]] | None = None
 
 
-def adapt(model: Any, tokenizer: Any, tuning: Tuning) -> Any:
-    """Puts what the method trains on a model, everything else frozen; returns the model."""
+def adapter(tuning: Tuning) -> LoraConfig | PromptTuning | PrefixTuning | PTuning | None:
+    """Returns the adapter that the method trains, None where it trains the model's own weights."""
     if tuning.method in ("lora", "dora"):
         variants = ("dora",) if tuning.method == "dora" else ()
-        config = LoraConfig(rank=tuning.rank, alpha=2.0 * tuning.rank, variants=variants, seed=tuning.seed)
-        return add_lora(model, config)
-    prompts = {
-        "prompt": PromptTuning(length=tuning.length, seed=tuning.seed),
-        "prefix": PrefixTuning(length=tuning.length, seed=tuning.seed),
-        "ptuning": PTuning(length=tuning.length, seed=tuning.seed),
-    }
+        return LoraConfig(rank=tuning.rank, alpha=2.0 * tuning.rank, variants=variants, seed=tuning.seed)
+    prompts = {"prompt": PromptTuning, "prefix": PrefixTuning, "ptuning": PTuning}
     if tuning.method in prompts:
-        return add_prompt(model, prompts[tuning.method], tokenizer)
-    return model
+        return prompts[tuning.method](length=tuning.length, seed=tuning.seed)
+    return None
+
+
+def adapt(model: Any, tokenizer: Any, tuning: Tuning) -> Any:
+    """Puts what the method trains on a model, everything else frozen; returns the model."""
+    config = adapter(tuning)
+    if config is None:
+        return train_every_weight(model)
+    return add_lora(model, config) if isinstance(config, LoraConfig) else add_prompt(model, config, tokenizer)
+
+
+def train_every_weight(model: Any) -> Any:
+    """Returns the model with all of it to be trained: full fine-tuning."""
+    return model.requires_grad_(True)
+
+
+def train_nothing(model: Any) -> Any:
+    """Returns the model frozen, as it is."""
+    return model.requires_grad_(False)
+
+
+def keep(model: Any, tuning: Tuning, place: Path, about: dict[str, Any]) -> None:
+    """Writes what was learned, an adapter or a whole model, with a card that says what it is about."""
+    if tuning.method in WHOLE:
+        model.save_pretrained(place)
+        (place / "README.md").write_text(_card(tuning, about))
+    else:
+        save_adapter(model, place, about=about)
 
 
 def lesson(model: Any, tokenizer: Any, tuning: Tuning) -> tuple[Lesson, dict[str, Any]]:
@@ -231,12 +254,9 @@ def finetune_model(tuning: Tuning, out: Path, *, resume: bool, as_json: bool) ->
     about = {**facts, "method": tuning.method, "learning rate": tuning.rate, "seed": tuning.seed, **figures}
 
     def write(place: Path) -> None:
-        if tuning.method in ("full", "pet"):
-            model.save_pretrained(place)
+        keep(model, tuning, place, about)
+        if tuning.method in WHOLE:
             tokenizer.save_pretrained(place)
-            (place / "README.md").write_text(_card(tuning, about))
-        else:
-            save_adapter(model, place, about=about)
 
     fit.finish(write)
     if as_json:

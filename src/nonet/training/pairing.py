@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,21 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor
 from transformers import set_seed
 from transformers.utils import logging
 
-from nonet.data import encode_corpus, load_corpus, training_windows, validation_windows
+from nonet.data import EncodedCorpus, encode_corpus, load_corpus, training_windows, validation_windows
 from nonet.hf.pretrained import load_pretrained
 from nonet.shapes import check_choice, check_positive
-from nonet.tandem import Tandem, TandemConfig, frequent_tokens, secondary_from, speculative_generate
-from nonet.tandem.rounds import Stats
+from nonet.tandem import Tandem, TandemConfig, frequent_tokens, secondary_from
 from nonet.tandem.shortlist import Shortlist
 from nonet.training.fit import DONE, STOPPED, Fit
+from nonet.training.speed import make_prompts, speeds, write_alone
 
-Way = Callable[[Tensor], tuple[Tensor, Stats]]  # a prompt (1, T) -> the text (1, T + n), and what was done
+# What the secondary of each pairing learns at, with AdamW.
+RATES = {"tandem": 5e-4, "speculative": 5e-4, "assisted": 5e-4}
 _SCORED = 16  # windows whose loss is measured
-_PROMPTS, _PROMPT, _NEW = 6, 64, 64  # texts that are continued in the end, their tokens, and the new ones
+_PROMPTS, _NEW = 6, 64  # texts that are continued in the end, and the tokens that are new
 
 
 @dataclass(frozen=True)
@@ -38,105 +38,62 @@ class Pairing:
     model: str
     source: str | None
     layers: int
-    block: int
-    loss: str
-    reading: str
     steps: int
     window: int
     batch: int
     learning_rate: float
-    shortlist: int
-    dtype: str
     seed: int
+    block: int = 4
+    loss: str = "distil"
+    reading: str = "states"
+    shortlist: int = 8192
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         check_choice("dtype", self.dtype, ("float32", "bfloat16"))
         check_positive(steps=self.steps, batch=self.batch, layers=self.layers, shortlist=self.shortlist)
 
 
-@dataclass(frozen=True)
-class Speed:
-    """How fast one way to write was.
+def make_tandem(primary: Any, pairing: Pairing) -> Tandem:
+    """Returns a tandem whose secondary begins as layers of the primary, evenly spaced up to the last.
 
-    Attributes:
-        tokens_per_second: median over the texts.
-        ratio: median over the texts of the time of the first way over this one's.
-        low: first quartile of the ratios.
-        high: third quartile.
-        identical: of how many texts the tokens are those of the first way.
-        texts: how many were written.
-        acceptance: drafted tokens that the primary accepted; None where none was drafted.
-        accepted_at: the same for each place in the block, given that its place was reached.
-        tokens_per_round: tokens that one pass of the primary gives.
+    Each reads states of its own depth, so that it begins on the primary's own keys and values.
+
+    Raises:
+        ValueError: the primary has no more layers than the secondary is to have.
     """
-
-    tokens_per_second: float
-    ratio: float
-    low: float
-    high: float
-    identical: int
-    texts: int
-    acceptance: float | None
-    accepted_at: tuple[float, ...]
-    tokens_per_round: float
-
-
-def speeds(ways: Mapping[str, Way], prompts: Sequence[Tensor]) -> dict[str, Speed]:
-    """Times ways to continue texts, in turns within each text; the first way is what others are held to.
-
-    Args:
-        ways: by name, the primary alone first.
-        prompts: ``(1, T)`` each.
-    """
-    for way in ways.values():
-        way(prompts[0])  # what is set up once is not timed
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    texts: dict[str, list[Tensor]] = {name: [] for name in ways}
-    done: dict[str, list[Stats]] = {name: [] for name in ways}
-    for prompt in prompts:
-        for name, way in ways.items():
-            began = time.perf_counter()
-            ids, stats = way(prompt)
-            seconds[name].append(time.perf_counter() - began)
-            texts[name].append(ids)
-            done[name].append(stats)
-    first = next(iter(ways))
-    return {
-        name: _speed(
-            seconds[name],
-            [a / b for a, b in zip(seconds[first], seconds[name], strict=True)],
-            [torch.equal(a, b) for a, b in zip(texts[first], texts[name], strict=True)],
-            done[name],
-        )
-        for name in ways
-    }
-
-
-def _speed(seconds: list[float], ratios: list[float], same: list[bool], done: list[Stats]) -> Speed:
-    several = ratios if len(ratios) > 1 else ratios * 2
-    low, middle, high = statistics.quantiles(several, n=4, method="inclusive")
-    longest = max(len(stats.drafted_at) for stats in done)
-    at = [
-        tuple(sum(counts[i] for counts in kind if i < len(counts)) for i in range(longest))
-        for kind in ([s.drafted_at for s in done], [s.accepted_at for s in done])
-    ]
-    reached = (at[0][0], *at[1][:-1]) if longest else ()
-    drafted = sum(at[0])
-    return Speed(
-        statistics.median(s.tokens / t for s, t in zip(done, seconds, strict=True)),
-        middle,
-        low,
-        high,
-        sum(same),
-        len(same),
-        sum(at[1]) / drafted if drafted else None,
-        tuple(a / r if r else 0.0 for a, r in zip(at[1], reached, strict=True)),
-        sum(s.tokens for s in done) / sum(s.primary_calls for s in done),
+    depth = primary.config.num_hidden_layers
+    if pairing.layers >= depth:
+        raise ValueError(f"layers must be fewer than the primary's {depth}; got {pairing.layers}")
+    steps = max(1, pairing.layers - 1)
+    taken = [depth - 1 - round(i * (depth - 1) / steps) for i in reversed(range(pairing.layers))]
+    states = pairing.reading == "states"
+    options = TandemConfig(
+        block=pairing.block,
+        layers=tuple(taken) if states else tuple(i + 1 for i in taken),
+        loss=pairing.loss,
+        reading=pairing.reading,
+        start="identity",
+        seed=pairing.seed,
     )
+    return Tandem(primary, secondary_from(primary, taken), options)
+
+
+@torch.no_grad()
+def tandem_loss(tandem: Tandem, windows: Any) -> float:
+    """Returns a tandem's mean loss in nats over windows, each on its own."""
+    ids = (windows[i]["input_ids"][None].to(tandem.primary.device) for i in range(len(windows)))
+    return statistics.fmean(tandem(one, labels=one).loss.item() for one in ids)
+
+
+def make_shortlist(tandem: Tandem, text: EncodedCorpus, size: int) -> Shortlist:
+    """Returns the most frequent tokens of a text for training, to draft from."""
+    ids = torch.from_numpy(text.train.astype(np.int64))
+    return Shortlist(tandem.secondary, frequent_tokens(ids, size))
 
 
 def train_tandem(pairing: Pairing, out: Path, *, resume: bool, as_json: bool) -> int:
-    """Trains a secondary that begins as the primary's lower layers, and writes it with its projections.
+    """Trains a secondary that begins as layers of the primary, and writes it with its projections.
 
     A checkpoint is kept in ``out`` every twenty seconds, and at Ctrl-C after the step in flight.
 
@@ -153,44 +110,28 @@ def train_tandem(pairing: Pairing, out: Path, *, resume: bool, as_json: bool) ->
     steps, batch = pairing.steps, pairing.batch
     fit = Fit(out, asdict(pairing), steps, batch, pairing.learning_rate, pairing.seed)
     first = fit.first_step(resume)
-    options = TandemConfig(
-        block=pairing.block,
-        loss=pairing.loss,
-        reading=pairing.reading,
-        start="identity" if pairing.reading == "states" else "random",
-        seed=pairing.seed,
-    )
     set_seed(pairing.seed)
     primary, tokenizer = load_pretrained(pairing.model, getattr(torch, pairing.dtype))
-    tandem = Tandem(primary, secondary_from(primary, pairing.layers), options)
+    tandem = make_tandem(primary, pairing)
     text = encode_corpus(load_corpus(pairing.source), tokenizer)
     items = training_windows(text.train, pairing.window, pairing.seed, steps * batch)
     scored = validation_windows(text.validation, pairing.window, _SCORED)
 
-    def nats() -> float:
-        windows = [scored[i]["input_ids"][None].to(primary.device) for i in range(len(scored))]
-        with torch.no_grad():
-            return statistics.fmean(tandem(ids, labels=ids).loss.item() for ids in windows)
-
-    seconds = fit.run(tandem, items, first, lambda: f"loss {nats():.3f}", people)
+    seconds = fit.run(tandem, items, first, lambda: f"loss {tandem_loss(tandem, scored):.3f}", people)
     if seconds is None:
         return STOPPED
-    tests = validation_windows(text.test, _PROMPT, _PROMPTS)
-    prompts = [tests[i]["input_ids"][None].to(primary.device) for i in range(len(tests))]
-    few = Shortlist(
-        tandem.secondary, frequent_tokens(torch.from_numpy(text.train.astype(np.int64)), pairing.shortlist)
-    )
+    few = make_shortlist(tandem, text, pairing.shortlist)
     found = speeds(
         {
-            "primary alone": lambda ids: speculative_generate(
-                primary, None, ids, max_new_tokens=_NEW, return_stats=True
+            "primary alone": functools.partial(write_alone, primary, new=_NEW),
+            "tandem": functools.partial(
+                tandem.generate, max_new_tokens=_NEW, shortlist=few, return_stats=True
             ),
-            "tandem": lambda ids: tandem.generate(ids, max_new_tokens=_NEW, shortlist=few, return_stats=True),
         },
-        prompts,
+        make_prompts(text, _PROMPTS, primary.device),
     )
     figures = {
-        "validation_loss": nats(),
+        "validation_loss": tandem_loss(tandem, scored),
         "steps": steps,
         "seconds": seconds,
         "trained_parameters": sum(p.numel() for p in tandem.parameters() if p.requires_grad),
