@@ -118,6 +118,16 @@ def test_whole_models_are_written_whole(method, source, model, data, tmp_path):
     assert not torch.equal(tuned.lm_head.weight, base.lm_head.weight)
 
 
+def test_pet_has_examples_of_its_own(model, tmp_path):
+    out = tmp_path / "out"
+    command = ["finetune", model, "--method", "pet", "--few", "10", "--out", out, *STEPS, "--window", "64"]
+    done = run(*command)
+    assert done.exit_code == 0, done.exception
+    assert (
+        "| labels | asyncio, email, logging, multiprocessing, unittest |" in (out / "README.md").read_text()
+    )
+
+
 def test_a_killed_training_continues_to_the_same_adapter(model, data, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     command = ["finetune", model, data / "text.txt", "--steps", "600", "--window", "48", "--batch", "2"]
@@ -146,6 +156,7 @@ def test_a_killed_training_continues_to_the_same_adapter(model, data, tmp_path):
     [
         (["--method", "magic"], "choose from full, lora, dora, prompt, prefix, ptuning, pet"),
         (["--method", "pet"], "needs labelled examples"),
+        (["--few", "3"], "few=3 chooses among examples; a text has none"),
         (["labels.jsonl", "--method", "full"], "for labels choose pet"),
         (["labels.jsonl", "--pattern", "no blank {text}"], "blank"),
         (["bad.jsonl"], "bad.jsonl, line 2: no JSON"),

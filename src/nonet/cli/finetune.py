@@ -11,7 +11,7 @@ import typer
 def finetune(
     model: Annotated[str, typer.Argument(help="smollm2, a model directory, or owner/name on the hub.")],
     data: Annotated[
-        str | None, typer.Argument(help="Text, or .jsonl or .csv; by default Python's standard library.")
+        str | None, typer.Argument(help="Text, or .jsonl or .csv; by default from Python's standard library.")
     ] = None,
     method: Annotated[str, typer.Option(help="lora, dora, prompt, prefix, ptuning, pet or full.")] = "lora",
     out: Annotated[Path, typer.Option(help="The directory to write.")] = Path("runs/tuned"),
@@ -32,7 +32,8 @@ def finetune(
 ) -> None:
     """Teach a pretrained model and keep what it learned as an adapter, or as a whole model.
 
-    DATA is a text, or lines with text, with prompt and completion, or with text and label.
+    DATA is a text, or lines with text, with prompt and completion, or with text and label. Without it the
+    source of Python's standard library is learned, and by pet which of its packages a docstring comes from.
 
     Examples:
       nonet finetune smollm2 src/ --out runs/lora

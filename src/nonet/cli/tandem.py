@@ -29,7 +29,7 @@ def train(
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 300,
     window: Annotated[int, typer.Option(min=2, help="Tokens a sequence.")] = 256,
     batch: Annotated[int, typer.Option(min=1, help="Sequences a step.")] = 4,
-    learning_rate: Annotated[float, typer.Option(help="The peak.")] = 5e-4,
+    learning_rate: Annotated[float | None, typer.Option(help="The peak; by default a tandem's own.")] = None,
     shortlist: Annotated[int, typer.Option(min=1, help="Frequent tokens to draft from.")] = 8192,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     seed: Annotated[int, typer.Option(help="Of what is new and of the order of data.")] = 0,

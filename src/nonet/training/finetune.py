@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from torch import nn
@@ -19,16 +18,17 @@ from transformers.utils import logging
 from nonet.data import Corpus, encode_corpus, load_corpus, training_windows, validation_windows
 from nonet.data.examples import SUFFIXES, Example, Examples, read_examples
 from nonet.data.split import SPLITS
+from nonet.data.topics import library_topics
 from nonet.hf.adapters import save_adapter
 from nonet.hf.pretrained import load_pretrained
 from nonet.lora import LoraConfig, add_lora
 from nonet.prompt import PET, Pattern, PrefixTuning, PromptTuning, PTuning, Verbalizer, add_prompt
 from nonet.shapes import check_choice, check_positive
 from nonet.training.fit import DONE, STOPPED, Fit
-from nonet.training.pairs import Pairs, padded
+from nonet.training.pairs import Pairs, in_passes, padded
 from nonet.training.quality import nats_by_place
 
-# What each way of tuning learns at, with AdamW: found on the default model and text, see docs/log.md.
+# What each way of tuning learns at by default, with AdamW: customary values, not searched for any model.
 RATES = {
     "full": 5e-5,
     "lora": 5e-4,
@@ -134,7 +134,11 @@ def lesson(model: Any, tokenizer: Any, tuning: Tuning) -> tuple[Lesson, dict[str
         ValueError: the data cannot serve the method, or a line of it is wrong.
         FileNotFoundError: there is no such data.
     """
+    if tuning.source is None and tuning.method == "pet":
+        return _examples(model, tokenizer, tuning, library_topics(few=tuning.few))
     if tuning.source is None or Path(tuning.source).suffix not in SUFFIXES:
+        if tuning.few is not None:
+            raise ValueError(f"few={tuning.few} chooses among examples; a text has none")
         return _text(model, tokenizer, tuning, load_corpus(tuning.source))
     examples = read_examples(tuning.source, few=tuning.few)
     if examples.columns == ("text",):
@@ -144,8 +148,7 @@ def lesson(model: Any, tokenizer: Any, tuning: Tuning) -> tuple[Lesson, dict[str
 
 
 def _text(model: Any, tokenizer: Any, tuning: Tuning, corpus: Corpus) -> tuple[Lesson, dict[str, Any]]:
-    if tuning.method == "pet":
-        raise ValueError("method='pet' needs labelled examples: lines with text and label")
+    _refuse_pet(tuning)
     text = encode_corpus(corpus, tokenizer)
     items = training_windows(text.train, tuning.window, tuning.seed, tuning.steps * tuning.batch)
     scored = {
@@ -167,8 +170,7 @@ def _examples(
     count = tuning.steps * tuning.batch
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if not examples.labels:
-        if tuning.method == "pet":
-            raise ValueError("method='pet' needs labelled examples: lines with text and label")
+        _refuse_pet(tuning)
 
         def pairs(part: tuple[Example, ...], count: int | None = None) -> Pairs:
             said = [(e.text, e.completion or "") for e in part]
@@ -193,14 +195,17 @@ def _examples(
         return {"accuracy": sum(a == e.label for a, e in zip(found, part, strict=True)) / len(part)}
 
     facts |= {"labels": ", ".join(examples.labels), "pattern": json.dumps(tuning.pattern)}
-    order = np.random.default_rng(tuning.seed)
-    passes = [order.permutation(len(examples.train)) for _ in range(-(-count // len(examples.train)))]
-    items = [examples.train[i] for i in np.concatenate(passes)[:count]]
+    items = [examples.train[i] for i in in_passes(len(examples.train), count, tuning.seed)]
 
     def collate(batch: list[Example]) -> dict[str, Any]:
         return {"examples": [e.text for e in batch], "labels": [e.label for e in batch]}
 
     return Lesson(pet, items, accuracy, collate), facts
+
+
+def _refuse_pet(tuning: Tuning) -> None:
+    if tuning.method == "pet":
+        raise ValueError("method='pet' needs labelled examples: lines with text and label")
 
 
 @torch.no_grad()
@@ -243,9 +248,10 @@ def finetune_model(tuning: Tuning, out: Path, *, resume: bool, as_json: bool) ->
     if seconds is None:
         return STOPPED
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    after = task.measure(True)
     figures = {
         **{f"{name}_before": value for name, value in before.items()},
-        **task.measure(True),
+        **after,
         "trained_parameters": trained,
         "share_of_parameters": trained / sum(p.numel() for p in model.parameters()),
         "steps": tuning.steps,
@@ -261,7 +267,7 @@ def finetune_model(tuning: Tuning, out: Path, *, resume: bool, as_json: bool) ->
     fit.finish(write)
     if as_json:
         sys.stdout.write(json.dumps({"out": str(out), **figures, "tuning": asdict(tuning)}, indent=1) + "\n")
-    people.print(f"{_say(task.measure(True))}, {trained:,} parameters trained. Written: {out}")
+    people.print(f"{_say(after)}, {trained:,} parameters trained. Written: {out}")
     return DONE
 
 

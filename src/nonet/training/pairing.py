@@ -20,13 +20,14 @@ from transformers.utils import logging
 from nonet.data import EncodedCorpus, encode_corpus, load_corpus, training_windows, validation_windows
 from nonet.hf.pretrained import load_pretrained
 from nonet.shapes import check_choice, check_positive
-from nonet.tandem import Tandem, TandemConfig, frequent_tokens, secondary_from
+from nonet.tandem import Tandem, TandemConfig, frequent_tokens, secondary_from, stream_weights
 from nonet.tandem.shortlist import Shortlist
 from nonet.training.fit import DONE, STOPPED, Fit
 from nonet.training.speed import make_prompts, speeds, write_alone
 
-# What the secondary of each pairing learns at, with AdamW.
+# What the secondary of each pairing learns at by default, with AdamW; not searched.
 RATES = {"tandem": 5e-4, "speculative": 5e-4, "assisted": 5e-4}
+_COUNTED = 1 << 22  # tokens among which the frequent ones are found
 _SCORED = 16  # windows whose loss is measured
 _PROMPTS, _NEW = 6, 64  # texts that are continued in the end, and the tokens that are new
 
@@ -41,7 +42,7 @@ class Pairing:
     steps: int
     window: int
     batch: int
-    learning_rate: float
+    learning_rate: float | None
     seed: int
     block: int = 4
     loss: str = "distil"
@@ -52,6 +53,11 @@ class Pairing:
     def __post_init__(self) -> None:
         check_choice("dtype", self.dtype, ("float32", "bfloat16"))
         check_positive(steps=self.steps, batch=self.batch, layers=self.layers, shortlist=self.shortlist)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate asked for, or a tandem's own."""
+        return RATES["tandem"] if self.learning_rate is None else self.learning_rate
 
 
 def make_tandem(primary: Any, pairing: Pairing) -> Tandem:
@@ -87,8 +93,8 @@ def tandem_loss(tandem: Tandem, windows: Any) -> float:
 
 
 def make_shortlist(tandem: Tandem, text: EncodedCorpus, size: int) -> Shortlist:
-    """Returns the most frequent tokens of a text for training, to draft from."""
-    ids = torch.from_numpy(text.train.astype(np.int64))
+    """Returns the most frequent tokens of the beginning of a text for training, to draft from."""
+    ids = torch.from_numpy(text.train[:_COUNTED].astype(np.int64))
     return Shortlist(tandem.secondary, frequent_tokens(ids, size))
 
 
@@ -108,7 +114,7 @@ def train_tandem(pairing: Pairing, out: Path, *, resume: bool, as_json: bool) ->
     logging.disable_progress_bar()
     people = Console(stderr=True)
     steps, batch = pairing.steps, pairing.batch
-    fit = Fit(out, asdict(pairing), steps, batch, pairing.learning_rate, pairing.seed)
+    fit = Fit(out, asdict(pairing), steps, batch, pairing.rate, pairing.seed)
     first = fit.first_step(resume)
     set_seed(pairing.seed)
     primary, tokenizer = load_pretrained(pairing.model, getattr(torch, pairing.dtype))
@@ -121,6 +127,8 @@ def train_tandem(pairing: Pairing, out: Path, *, resume: bool, as_json: bool) ->
     if seconds is None:
         return STOPPED
     few = make_shortlist(tandem, text, pairing.shortlist)
+    for model in (primary, tandem.secondary):  # the primary alone gains from it, too
+        stream_weights(model)
     found = speeds(
         {
             "primary alone": functools.partial(write_alone, primary, new=_NEW),
@@ -192,6 +200,8 @@ def write_in_tandem(
     logging.disable_progress_bar()
     primary, tokenizer = load_pretrained(model, getattr(torch, dtype))
     tandem = Tandem.from_pretrained(directory, primary)
+    for part in (primary, tandem.secondary):
+        stream_weights(part)
     set_seed(seed)
     ids = tokenizer(prompt or tokenizer.eos_token, return_tensors="pt")["input_ids"].to(primary.device)
     sampling: dict[str, Any] = (

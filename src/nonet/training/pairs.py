@@ -38,17 +38,22 @@ class Pairs(Dataset[dict[str, Tensor]]):
         count: int | None = None,
     ) -> None:
         self.items = [_item(prompt, completion, tokenizer, length) for prompt, completion in pairs]
-        random, order = np.random.default_rng(seed), list(range(len(pairs)))
-        if count is not None:
-            passes = -(-count // len(pairs))
-            order = np.concatenate([random.permutation(len(pairs)) for _ in range(passes)])[:count].tolist()
-        self.order = order
+        self.order = list(range(len(pairs))) if count is None else in_passes(len(pairs), count, seed)
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return self.items[self.order[index]]
+
+
+def in_passes(size: int, count: int, seed: int) -> list[int]:
+    """Returns ``count`` of the numbers below ``size``: all in each pass, in another order in every one."""
+    random = np.random.default_rng(seed)
+    order: list[int] = []
+    while len(order) < count:
+        order += random.permutation(size).tolist()
+    return order[:count]
 
 
 def _item(prompt: str, completion: str, tokenizer: Any, length: int) -> dict[str, Tensor]:
