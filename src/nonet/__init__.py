@@ -12,6 +12,8 @@ _ROOMS = (
     "data",
     "flash",
     "hf",
+    "learn",
+    "ledger",
     "linformer",
     "lora",
     "mamba",

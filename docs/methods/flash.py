@@ -1,0 +1,228 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # FlashAttention
+#
+# Attention compares every token with every other. For 4,096 tokens that is a table of 16.8 million
+# scores, and a model has such a table for each head of each layer. Computing the scores is quick; what
+# takes long is to carry the table to memory and back, several times. FlashAttention computes exactly the
+# same result and never writes the table down.
+#
+# You need to know what attention computes, and a little PyTorch. Reading takes a quarter of an hour.
+
+# %% tags=["front"]
+from functools import partial
+from statistics import median
+
+import torch
+from matplotlib.patches import Rectangle
+
+from nonet import learn
+from nonet.flash import flash_attention, reference, standard_bytes, tiled, tiled_attention, tiled_bytes
+
+lab = learn.Lab()
+
+# %% [markdown] tags=["front"]
+# ## The idea
+#
+# A processor has a large memory that is slow and a small one that is fast. Cut the table of scores into
+# tiles so small that a tile, and what it is made of, fits into the fast memory. Turn each tile into its
+# share of the output at once, and forget it.
+#
+# One thing stands in the way: softmax divides by the sum over a *whole* row, and a tile sees only part
+# of it. The way out is to keep two numbers a row, the largest score so far and the sum so far. When a
+# later tile brings a larger score, what was collected until then is scaled down by one factor, and the
+# row is right again.
+
+# %%
+look = learn.LOOKS["flash"]
+figure, (stored, cut) = learn.canvas(7.2, 3.5, columns=2)
+for axes, title in ((stored, "standard: the table is stored"), (cut, "FlashAttention: one tile at a time")):
+    axes.set(title=title, xlim=(-1, 9.6), ylim=(9, -0.1), aspect="equal")
+    axes.text(4, 8.7, "keys", ha="center"), axes.text(-0.7, 4, "queries", va="center", rotation=90)
+    axes.axis("off")
+    axes.add_patch(Rectangle((0, 0), 8, 8, fill=False, edgecolor=learn.LOOKS["baseline"].colour))
+stored.add_patch(Rectangle((0, 0), 8, 8, color=learn.LOOKS["baseline"].colour, alpha=0.45))
+for at in (2, 4, 6):
+    cut.plot([0, 8], [at, at], color=learn.LOOKS["baseline"].colour, lw=0.7)
+    cut.plot([at, at], [0, 8], color=learn.LOOKS["baseline"].colour, lw=0.7)
+cut.add_patch(Rectangle((4, 2), 2, 2, color=look.colour))
+cut.annotate("", (6.9, 3), (6.1, 3), arrowprops={"arrowstyle": "->", "color": look.colour, "lw": 2})
+cut.add_patch(Rectangle((8.4, 2), 0.9, 2, color=look.colour, alpha=0.5))
+cut.text(8.85, 1.6, "m, l", ha="center", color=look.colour, weight="bold")
+learn.show(
+    figure,
+    "A full table of scores on the left; on the right a single tile, beside two numbers for each of its rows",
+)
+
+# %% [markdown] tags=["front"]
+# ## The mathematics
+#
+# For one block of queries $Q_i$, tiles of keys $K_j$ and values $V_j$ pass by. $S$ is a tile of scores,
+# $m$ the largest score of each row so far, $\ell$ the sum of exponentials relative to it, and $O$ the
+# output before the division:
+#
+# $$S = \frac{Q_i K_j^\top}{\sqrt d}, \qquad m' = \max(m, \mathrm{rowmax}\, S), \qquad P = e^{S - m'}$$
+#
+# $$\ell' = e^{m - m'} \ell + \mathrm{rowsum}\, P, \qquad O' = e^{m - m'} O + P V_j$$
+#
+# After the last tile $O / \ell$ is the output. Only $L = m + \log \ell$, one number a row, is kept for
+# the way back, where each tile of $P = e^{S - L}$ is computed again.
+#
+# | symbol | in the code | is |
+# | --- | --- | --- |
+# | $d$ | `D` | the width of a head |
+# | $m, \ell, O$ | `m_i`, `l_i`, `o_i` | what is kept of the row while tiles pass |
+# | $e^{m - m'}$ | `fade` | what the new maximum does to all that came before |
+# | $L$ | `lse` | the log-sum-exp, all that the backward pass needs |
+
+# %% [markdown] tags=["front"]
+# ## A simple implementation
+#
+# First the oracle: plain attention, as everybody would write it. All else is held to it.
+
+# %% tags=["front"]
+learn.show_source(reference._softmax_v)
+
+# %% [markdown] tags=["front"]
+# Now in tiles. The loop over tiles of keys is the three formulas above, line by line; `traffic` counts
+# what crosses between the two memories.
+
+# %% tags=["front"]
+learn.show_source(tiled.TiledAttention.forward)
+
+# %% [markdown] tags=["front"]
+# ## The check
+#
+# Tiles of any size give what the oracle gives, on the way back too. In float64 the difference is
+# rounding alone.
+
+# %% tags=["front"]
+torch.manual_seed(0)
+q, k, v = (torch.randn(1, 2, 200, 32, dtype=torch.float64, requires_grad=True) for _ in range(3))
+whole = flash_attention(q, k, v, causal=True, impl="reference")
+for block in (16, 64, 200):
+    tiles = tiled_attention(q, k, v, causal=True, block_q=block, block_k=block)
+    grads = [torch.autograd.grad(out.square().sum(), (q, k, v), retain_graph=True) for out in (whole, tiles)]
+    error = max(
+        (whole - tiles).abs().max(), *((a - b).abs().max() for a, b in zip(*grads, strict=True))
+    ).item()
+    print(f"tiles of {block:3} x {block:<3}  largest difference, gradients included: {error:.1e}")
+    assert error < 1e-12
+
+# %% [markdown]
+# What models call is neither of the two, but the fastest implementation that this machine has:
+
+# %%
+learn.show_implementations("flash")
+
+# %%
+fast = flash_attention(*(x.float() for x in (q, k, v)), causal=True)
+print(f"float32, fast path against the oracle in float64: {(fast - whole).abs().max().item():.1e}")
+assert (fast - whole).abs().max() < 1e-5
+
+# %% [markdown]
+# ## Play
+#
+# How many bytes move depends on the size of the tiles, and so on the fast memory. Every block of queries
+# reads all keys and values once, so larger blocks mean fewer readings. Here is what one head moves in
+# the forward pass. Move the sliders in Jupyter: where does storing the table win?
+
+
+# %%
+def bytes_moved(length=1024, width=64):
+    blocks = [8, 16, 32, 64, 128, 256, 512]
+    moved = [tiled_bytes(length, width, block, block, item=2) / 1e6 for block in blocks]
+    figure, axes = learn.canvas(7.2, 3.2)
+    axes.plot(blocks, moved, label="tile by tile", **learn.LOOKS["flash"].line)
+    standard = standard_bytes(length, width, item=2) / 1e6
+    axes.axhline(
+        standard, label="table stored", color=learn.LOOKS["baseline"].colour, ls=learn.LOOKS["baseline"].dash
+    )
+    axes.set(xlabel="queries of a tile", ylabel="megabytes moved", xscale="log", yscale="log")
+    axes.set_xticks(blocks, blocks, minor=False), axes.set_xticks([], minor=True)
+    axes.set_title(f"{length:,} tokens, head of width {width}")
+    axes.legend()
+    learn.show(figure, "Bytes moved against the size of a tile, falling; the stored table as a level line")
+
+
+learn.play(bytes_moved, length=[256, 512, 1024, 2048, 4096, 8192], width=[32, 64, 128, 256])
+
+# %% [markdown]
+# ## A measurement
+#
+# Bytes are not seconds. So here, now: a forward pass over 4 heads of 64, by the fast path and with the
+# table stored, at growing lengths. Times are medians of calls that are made in turns; memory is the peak
+# above what was in use before.
+
+# %%
+rows, names = [], {"fast path": "auto", "table stored": "reference"}
+for length in (512, 1024, 2048):
+    given = [torch.randn(1, 4, length, 64) for _ in range(3)]
+    ways = {name: partial(flash_attention, *given, impl=impl) for name, impl in names.items()}
+    with torch.no_grad():
+        times = {name: 1e3 * median(found) for name, found in lab.seconds(ways, repeats=5).items()}
+        memory = {name: lab.peak(way) / 2**20 for name, way in ways.items()}
+    rows.append([f"{length:,}", *(f"{times[n]:.1f}" for n in ways), *(f"{memory[n]:.1f}" for n in ways)])
+learn.show_table(("tokens", "fast path, ms", "table stored, ms", "fast path, MiB", "table stored, MiB"), rows)
+faster = times["table stored"] / times["fast path"]
+print(f"On {lab.threads} threads, at {length:,} tokens: {faster:.1f} times as fast.")
+assert memory["fast path"] < memory["table stored"]
+
+# %% [markdown]
+# The numbers of the library's readable version can be counted instead of timed. For one head the counter
+# and the formula agree to the byte:
+
+# %%
+traffic = tiled.Traffic()
+one = (torch.randn(1, 1, 1024, 64, dtype=torch.float16) for _ in range(3))
+tiled_attention(*one, block_q=128, block_k=128, traffic=traffic)
+formula = tiled_bytes(1024, 64, 128, 128, item=2)
+print(f"counted {traffic.total:,} bytes, formula {formula:,}; stored {standard_bytes(1024, 64, item=2):,}")
+assert traffic.total == formula
+
+# %% [markdown]
+# ## What the paper claims, and what was found
+#
+# The papers measure GPUs. Memory, bytes and rounding can be tested anywhere; speed only for the machine
+# at hand.
+
+# %%
+learn.show_claims("flash")
+
+# %% [markdown]
+# ## When not to use it
+#
+# The result is exact, so there is no quality to lose. But the arithmetic still grows with the square of
+# the length: twice the text takes four times as long. For very long texts look at a window (`window=`),
+# at the recurrent mixers (Mamba, MatMul-free), or at the approximations (Reformer, Linformer). Below a
+# few hundred tokens the table is small and little is won.
+#
+# ## Exercise
+#
+# The first picture shows square tiles. Which is cheaper in the forward pass: tiles of 256 queries by 64
+# keys, or of 64 queries by 256 keys? Guess first, then ask `tiled_bytes`.
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# `tiled_bytes(1024, 64, 256, 64)` moves four times fewer keys and values than `tiled_bytes(1024, 64, 64,
+# 256)`: the queries of a block decide how often keys and values are read, and the keys of a tile only
+# how much is read at a time. That is why FlashAttention-2 puts the loop over queries outside.
+#
+# </details>
+
+# %%
+wide, tall = tiled_bytes(1024, 64, 256, 64), tiled_bytes(1024, 64, 64, 256)
+print(f"256 queries by 64 keys: {wide:,} bytes; 64 by 256: {tall:,}")
+assert wide < tall
