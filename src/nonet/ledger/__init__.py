@@ -6,6 +6,7 @@ _HOMES = {
     "Lab": "nonet.ledger.lab",
     "claims": "nonet.ledger.run",
     "newest": "nonet.ledger.rows",
+    "origin": "nonet.ledger.rows",
     "read_ledger": "nonet.ledger.rows",
 }
 __all__ = [*_HOMES]

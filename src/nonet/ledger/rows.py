@@ -31,3 +31,19 @@ def newest(rows: Iterable[Record]) -> list[Record]:
         if key not in best or row["full"] >= best[key]["full"]:
             best[key] = row
     return list(best.values())
+
+
+def origin(rows: Iterable[Record]) -> str:
+    """Returns a sentence that says where, when and with what rows were found."""
+    rows = list(rows)
+    said = [row["provenance"] for row in rows]
+    machines = sorted({f"{p['cpu']}, {p['cores']} cores, {p['threads']} threads" for p in said})
+    dates = sorted({p["date"][:10] for p in said})
+    versions = sorted({f"nonet {p['nonet']}, torch {p['torch']}, python {p['python']}" for p in said})
+    commits = sorted({str(p["commit"])[:10] + (" with changes" if p["dirty"] else "") for p in said})
+    full = sum(row["full"] for row in rows)
+    return (
+        f"{len(rows)} claims, {full} of them at the full size, tested {' to '.join({dates[0]: 0, dates[-1]: 0})} "
+        f"on {' and '.join(machines)}; {'; '.join(versions)}; commit {', '.join(commits)}. "
+        "Again by `nonet claims` or `nonet claims --full`."
+    )
