@@ -56,10 +56,10 @@ def measured_table() -> str:
     return table.document(results.load(RESULTS))
 
 
-def uses_table() -> str:
+def uses_table(chapters: str = "methods/") -> str:
     """Returns the nine methods for a learner: an intuition, an example use, and the chapter."""
     lines = ["| method | in one sentence | what it is good for |", "| --- | --- | --- |"]
-    lines += [f"| [{m.title}](methods/{m.name}.py) | {m.idea} | {m.use} |" for m in methods()]
+    lines += [f"| [{m.title}]({chapters}{m.name}.py) | {m.idea} | {m.use} |" for m in methods()]
     return "\n".join(lines)
 
 
@@ -75,8 +75,9 @@ def claims_table() -> str:
             parts += [f"## {method.title}", "", "| the paper | what was done | what was found | verdict |"]
             parts += ["| --- | --- | --- | --- |"]
             parts += [
-                f"| {r['statement']} ({r['source']}) | {r['experiment']} | {r['evidence']} | **{r['verdict']}** |"
-                for r in mine
+                f"| {row['statement']} ({row['source']}) | {row['experiment']} | {row['evidence']} "
+                f"| **{row['verdict']}** |"
+                for row in mine
             ]
             parts += [""]
     return "\n".join([*parts, ledger.origin(rows)])

@@ -1,4 +1,4 @@
-"""Draws the equations of the site as pictures of lines when it is built, so that a page needs no script for them."""
+"""Draws the equations of the site when it is built, so that a page needs no script for them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def drawn(latex: str, *, block: bool) -> str:
     Raises:
         ExtensionError: it cannot be read.
     """
-    if block and ("\\\\" in latex or "&" in latex) and "\\begin" not in latex:
-        latex = f"\\begin{{aligned}}{{}}{latex}\\end{{aligned}}"
+    if block and "\\\\" in latex and "\\begin" not in latex:
+        several = "aligned" if "&" in latex else "gathered"
+        latex = f"\\begin{{{several}}}{{}}{latex}\\end{{{several}}}"
     try:
         equation = ziamath.Latex(latex, size=_SIZE, color="currentColor", inline=not block)
         svg, below = equation.svg(), -equation.getyofst()

@@ -134,6 +134,11 @@ class Lab:
         """Returns the mean loss of each place but the first of ``count`` new windows, ``(length - 1,)``."""
         return nats_by_place(model, validation_windows(text.validation, length, count), batch)
 
+    def held_out(self, text: EncodedCorpus, length: int, count: int) -> Tensor:
+        """Returns the tokens ``(count, length)`` of new windows, the same at every call, to measure with."""
+        windows = validation_windows(text.validation, length, count)
+        return torch.stack([windows[i]["input_ids"] for i in range(len(windows))])
+
     def pretrained(self) -> tuple[Any, Any]:
         """Returns SmolLM2-135M-Instruct in float32 and its tokenizer.
 

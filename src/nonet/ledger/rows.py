@@ -42,8 +42,9 @@ def origin(rows: Iterable[Record]) -> str:
     versions = sorted({f"nonet {p['nonet']}, torch {p['torch']}, python {p['python']}" for p in said})
     commits = sorted({str(p["commit"])[:10] + (" with changes" if p["dirty"] else "") for p in said})
     full = sum(row["full"] for row in rows)
+    when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     return (
-        f"{len(rows)} claims, {full} of them at the full size, tested {' to '.join({dates[0]: 0, dates[-1]: 0})} "
+        f"{len(rows)} claims, {full} of them at the full size, tested {when} "
         f"on {' and '.join(machines)}; {'; '.join(versions)}; commit {', '.join(commits)}. "
         "Again by `nonet claims` or `nonet claims --full`."
     )
