@@ -44,7 +44,7 @@ lab = learn.Lab()
 # later tile brings a larger score, what was collected until then is scaled down by one factor, and the
 # row is right again.
 
-# %%
+# %% tags=["hide-input"]
 look = learn.LOOKS["flash"]
 figure, (stored, cut) = learn.canvas(7.2, 3.5, columns=2)
 for axes, title in ((stored, "standard: the table is stored"), (cut, "FlashAttention: one tile at a time")):

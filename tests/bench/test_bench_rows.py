@@ -136,10 +136,11 @@ def test_rows_are_only_added_and_a_half_line_is_cut(tmp_path):
     assert results.load(tmp_path / "new") == [first, second]
 
 
-def test_the_newest_row_of_a_workload_on_the_last_machine_counts():
+def test_the_newest_row_of_a_workload_counts_machine_by_machine():
     old, new, other = row(date="2026-11-20"), row(date="2026-11-22"), row(date="2026-11-21", threads=1)
-    elsewhere = row(date="2026-11-19", cpu="another")
-    assert results.newest([old, elsewhere, other, new, row(date="2026-11-30", quick=True)]) == [new, other]
+    elsewhere = row(date="2026-11-23", cpu="another", name="hgrn_scan forward T16")
+    found = results.newest([old, other, new, elsewhere, row(date="2026-11-30", quick=True)])
+    assert found == [[new, other], [elsewhere]]
     assert results.newest([]) == []
 
 

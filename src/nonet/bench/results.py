@@ -29,18 +29,14 @@ def load(directory: Path) -> list[Record]:
     return [row for kernel in KERNELS for row in read_rows(directory / f"{kernel}.jsonl")]
 
 
-def newest(rows: Iterable[Record]) -> list[Record]:
-    """Returns the last row of each workload, number of threads and way to allocate, on the last machine.
+def newest(rows: Iterable[Record]) -> list[list[Record]]:
+    """Returns the last row of each workload, number of threads and way to allocate, machine by machine.
 
     Rows of ``--quick`` measure nothing and are left out.
     """
-    real = [row for row in rows if not row["quick"]]
-    if not real:
-        return []
-    machine = _machine(max(real, key=lambda row: row["provenance"]["date"]))
-    here = (row for row in real if _machine(row) == machine)
-    return list({(row["name"], row["threads"], row["memory_kept"]): row for row in here}.values())
-
-
-def _machine(row: Record) -> tuple[str, int]:
-    return row["provenance"]["cpu"], row["provenance"]["cores"]
+    real = (row for row in rows if not row["quick"])
+    last = {(row["name"], row["threads"], row["memory_kept"]): row for row in real}
+    machines: dict[tuple[str, int], list[Record]] = {}
+    for row in last.values():
+        machines.setdefault((row["provenance"]["cpu"], row["provenance"]["cores"]), []).append(row)
+    return list(machines.values())

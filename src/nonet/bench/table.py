@@ -44,10 +44,10 @@ def terminal(rows: Sequence[Record]) -> RenderableType:
 
 def document(stored: Iterable[Record]) -> str:
     """Returns everything of :func:`newest` as Markdown."""
-    rows = newest(stored)
-    if not rows:
-        return _NONE
-    return "\n\n".join([f"{s.title}\n\n{_markdown(s)}" for s in sheets(rows, full=True)] + [origin(rows)])
+    parts = []
+    for rows in newest(stored):
+        parts += [f"{sheet.title}\n\n{_markdown(sheet)}" for sheet in sheets(rows, full=True)] + [origin(rows)]
+    return "\n\n".join(parts) or _NONE
 
 
 def headlines(stored: Iterable[Record]) -> str:
@@ -56,14 +56,15 @@ def headlines(stored: Iterable[Record]) -> str:
     Rows are those on the most threads, with memory given back as it is by default. Times of the others, and
     why one did not run, are left to :func:`document`.
     """
-    rows = [row for row in newest(stored) if not row["memory_kept"]]
-    most = max((row["threads"] for row in rows), default=0)
-    rows = [row for row in rows if row["threads"] == most and not row["series"]]
-    lines = tuple(line for row in rows if (line := _headline(row)))
-    if not lines:
-        return _NONE
-    sheet = Sheet("", ("workload", "nonet", "of its limit", "times as fast as"), lines)
-    return f"Medians on {most} threads, ratios with their quartiles.\n\n{_markdown(sheet)}\n\n{origin(rows)}"
+    parts = []
+    for rows in newest(stored):
+        most = max(row["threads"] for row in rows)
+        rows = [r for r in rows if r["threads"] == most and not r["series"] and not r["memory_kept"]]
+        lines = tuple(line for row in rows if (line := _headline(row)))
+        if lines:
+            sheet = Sheet("", ("workload", "nonet", "of its limit", "times as fast as"), lines)
+            parts += [f"Medians on {most} threads, ratios with their quartiles.", _markdown(sheet), origin(rows)]
+    return "\n\n".join(parts) or _NONE
 
 
 def _headline(row: Record) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -35,14 +36,16 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """Returns the processor's name."""
+    """Returns the processor's name, and on Linux family and model, since one name can mean several."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return platform.processor() or platform.machine()
+    fields = dict(re.split(r"\s*: ?", line, maxsplit=1) for line in text.split("\n\n")[0].splitlines())
+    if "model name" not in fields:
+        return platform.processor() or platform.machine()
+    kind = [f"{name.split()[-1]} {fields[name]}" for name in ("cpu family", "model") if name in fields]
+    return f"{fields['model name']} ({', '.join(kind)})"
 
 
 def _git(*arguments: str) -> str | None:
