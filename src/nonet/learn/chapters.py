@@ -23,7 +23,7 @@ def chapter(method: str) -> Path:
     if method not in known:
         raise ValueError(f"method={method!r} is not known; choose from {', '.join(known)}")
     package = Path(nonet.__file__).resolve().parent
-    places = (package / "learn" / "chapters", package.parent.parent / "docs" / "methods")
+    places = (package / "learn" / "methods", package.parent.parent / "docs" / "methods")
     found = next((file for place in places if (file := place / f"{method}.py").is_file()), None)
     if found is None:
         raise FileNotFoundError(f"this installation has no chapter on {method}; reinstall nonet")
