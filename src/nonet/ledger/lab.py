@@ -26,6 +26,7 @@ from nonet.data import (
     validation_windows,
 )
 from nonet.hf import load_pretrained
+from nonet.ledger.language import TopicTexts
 from nonet.model import NonetConfig, NonetForCausalLM, NonetForSequenceClassification
 from nonet.training import Stopwatch, make_trainer, nats_by_place
 
@@ -138,6 +139,10 @@ class Lab:
         """Returns the tokens ``(count, length)`` of new windows, the same at every call, to measure with."""
         windows = validation_windows(text.validation, length, count)
         return torch.stack([windows[i]["input_ids"] for i in range(len(windows))])
+
+    def topics(self) -> TopicTexts:
+        """Returns a made-up language of some hundred words, whose texts have topics that have names."""
+        return TopicTexts()
 
     def pretrained(self) -> tuple[Any, Any]:
         """Returns SmolLM2-135M-Instruct in float32 and its tokenizer.
