@@ -88,7 +88,7 @@ learn.show(
 #
 # | symbol | in the code | is |
 # | --- | --- | --- |
-# | $\tilde W$, $\gamma$ | `PackedTernary.unpack()`, `.scale` | the matrix of -1, 0 and 1, and what a one stands for |
+# | $\tilde W$, $\gamma$ | `PackedTernary.unpack()`, `.scale` | the matrix of -1, 0 and 1, and its unit |
 # | $s$ | `s` | the scale of a token, so that its largest entry becomes 127 |
 # | $f_t$ | `f` | what each cell keeps |
 # | $(1 - f_t)\,\mathrm{SiLU}(\cdot)$ | `i` | what each cell takes in |
