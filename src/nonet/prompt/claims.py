@@ -197,16 +197,16 @@ def tune(
         add_prompt(model, PromptTuning(prompt, seed=seed), tokenizer)
     words = Verbalizer(dict(zip(names, _WORDS, strict=True)))
     pet = PET(model, tokenizer, Pattern("{text} {blank}"), words)
-    rate = 0.3 if prompt else 1e-3  # the paper's, for prompts
+    rate = 0.03 if prompt else 1e-3
     train_pet(pet, *learning, steps=steps, learning_rate=rate, batch=_BATCH, seed=seed)
     return accuracy(pet, *test)
 
 
 def _length(lab: Lab) -> Finding:
-    lengths, steps = lab.scaled((1, 5, 20, 60), (1, 5, 20, 60, 100)), lab.scaled(200, 800)
+    lengths, steps = lab.scaled((1, 20, 40), (1, 5, 20, 40, 100)), lab.scaled(250, 1000)
     texts, model = lab.topics(), _model(lab)
     tokenizer = texts.tokenizer()
-    learning, test = texts.labelled(_BATCH * steps, 0), texts.labelled(500, _TEST)
+    learning, test = texts.labelled(_BATCH * steps, 0), texts.labelled(400, _TEST)
     right: dict[int, list[float]] = {length: [] for length in lengths}
     for length in lengths:
         for seed in lab.seeds:
@@ -230,10 +230,10 @@ def _length(lab: Lab) -> Finding:
 
 
 def _small(lab: Lab) -> Finding:
-    widths, steps = lab.scaled((32, 64), (32, 64, 128)), lab.scaled(200, 800)
+    widths, steps = lab.scaled((32, 64), (32, 64, 128)), lab.scaled(150, 800)
     texts = lab.topics()
     tokenizer = texts.tokenizer()
-    learning, test = texts.labelled(_BATCH * steps, 0), texts.labelled(500, _TEST)
+    learning, test = texts.labelled(_BATCH * steps, 0), texts.labelled(400, _TEST)
     prompts: dict[int, list[float]] = {width: [] for width in widths}
     whole: dict[int, list[float]] = {width: [] for width in widths}
     for width in widths:

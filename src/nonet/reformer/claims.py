@@ -144,7 +144,7 @@ def _reversible(lab: Lab) -> Finding:
             lab.say(f"{depth} layers, {'stored' if stored else 'undone'}")
             one = model(depth, stored)
             gradients(one, ids[:, :64])  # what is set up once is not counted
-            found.append(lab.peak(lambda one=one: gradients(one, ids)) / _MIB)  # type: ignore[misc]
+            found.append(lab.peak(lambda one=one: gradients(one, ids)) / _MIB)
     growth = {stored: (found[-1] - found[0]) / (depths[-1] - depths[0]) for stored, found in peaks.items()}
     share = growth[False] / growth[True]
     ways = (gradients(model(4, stored).double(), ids[:, :128]) for stored in (False, True))
