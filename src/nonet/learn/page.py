@@ -69,6 +69,11 @@ def show_claims(method: str) -> None:
 
 def show_implementations(method: str, dtype: str = "float32", device: str = "cpu") -> None:
     """Shows which implementation of each op of a method runs on this machine, and why."""
+    if not method_named(method).ops:
+        display(
+            Markdown("No kernel of its own: it runs inside the model, on whatever the model's layers run on.")
+        )
+        return
     chosen = [
         (f"`{op.name}`", *select(op, device, dtype, missing=absent(op, device)))
         for op in method_named(method).ops

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from nonet.bench.timing import Effort, Timed, in_turns
 from nonet.claim import Untestable
-from nonet.compare.measure import Peak
+from nonet.compare.measure import Peak, cache_bytes
 from nonet.data import (
     EncodedCorpus,
     Task,
@@ -172,3 +172,7 @@ class Lab:
         if peak.bytes is None:
             raise Untestable("this system does not tell the peak of a process's memory")
         return peak.bytes
+
+    def cache_bytes(self, cache: Any) -> int:
+        """Returns the bytes of all that a model's cache keeps."""
+        return cache_bytes(cache)

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 TOPICS: dict[str, tuple[str, ...]] = {
     name: (name, *words.split())
     for name, words in {
-        "sport": "match team goal coach ball league race medal stadium runner score fan boxer relay trophy",
-        "music": "song choir violin drum concert melody piano opera singer rhythm album flute band chorus tune",
-        "food": "bread soup kitchen salt dinner recipe cheese oven pepper lunch baker fruit spoon sauce pasta",
-        "science": "atom theory cell planet lens proof fossil enzyme energy orbit crystal gene magnet laser virus",
+        "sport": "match team goal coach ball league race medal stadium runner score fan boxer relay",
+        "music": "song choir violin drum concert melody piano opera singer rhythm album flute band tune",
+        "food": "bread soup kitchen salt dinner recipe cheese oven pepper lunch baker fruit spoon sauce",
+        "science": "atom theory cell planet lens proof fossil enzyme energy orbit crystal gene laser virus",
     }.items()
 }
-_PLAIN = (
-    "the a one this that some many old new good small long first last next every other same great early "
-    "and but while so then when as for with from near under over after before in on at by to was had made "
-    "found saw took gave went came said knew left kept year day town house friend man woman child time way"
-).split()
+_PLAIN = """
+    the a one this that some many old new good small long first last next every other same great early
+    and but while so then when as for with from near under over after before in on at by to was had made
+    found saw took gave went came said knew left kept year day town house friend man woman child time way
+""".split()  # noqa: SIM905  (a list of so many words is no easier to read)
 ENDINGS = ("it is about", "they speak of", "a story of")  # in front of a word of the text's topic
 _ENDS = tuple(ending.split() for ending in ENDINGS)
 
@@ -39,7 +39,7 @@ class TopicTexts:
     topic. Names of topics are words like all others: no text is labelled.
 
     Args:
-        noise: the share of topical words that belong to another topic.
+        noise: the share of topical words that are drawn from all topics.
     """
 
     words = 12

@@ -107,7 +107,8 @@ def _constant(lab: Lab) -> Finding:
     return Finding(
         "holds" if holds else "does not hold here",
         f"{length:,} tokens at once err by {together:.1e} against float64 and one by one by {apart:.1e}, "
-        f"plain PyTorch by {usual:.1e}; between tokens {state.numel()} numbers are kept for {channels} channels.",
+        f"plain PyTorch by {usual:.1e}; between tokens {state.numel()} numbers are kept for {channels} "
+        "channels.",
         (Figure("error at once", (together,)), Figure("error one by one", (apart,))),
     )
 

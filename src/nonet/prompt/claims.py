@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ _PATTERNS = ("{text} it is about {blank}", "{text} they speak of {blank}", "{tex
 _WORDS = ("house", "time", "year", "woman")  # that have nothing to do with the topics they shall stand for
 _TEST = 999  # seed of the texts that are judged by
 _STEPS, _BATCH = 40, 16
+_Labelled: TypeAlias = tuple[list[str], list[str]]  # texts, and the topic of each
 
 
 class Head(nn.Module):
@@ -54,8 +55,8 @@ def train_head(
     model: Any,
     tokenizer: Any,
     names: Sequence[str],
-    examples: tuple[list[str], list[str]],
-    test: tuple[list[str], list[str]],
+    examples: _Labelled,
+    test: _Labelled,
     *,
     learning_rate: float,
     seed: int,
@@ -178,7 +179,14 @@ def _ensemble(lab: Lab) -> Finding:
 
 
 def tune(
-    model: Any, tokenizer: Any, names: Sequence[str], learning: Any, test: Any, prompt: int, steps: int, seed: int
+    model: Any,
+    tokenizer: Any,
+    names: Sequence[str],
+    learning: _Labelled,
+    test: _Labelled,
+    prompt: int,
+    steps: int,
+    seed: int,
 ) -> float:
     """Teaches a copy of a model that topics are called by unlike words; returns its share of right answers.
 
@@ -286,8 +294,8 @@ CLAIMS = (
         "With few labelled examples PET is far ahead of a new head: on AG's News 87.5 against 25.0 % right "
         "with 10 examples, 86.3 against 82.1 % with 50.",
         "2001.07676, table 1",
-        "A causal model of two layers first reads unlabelled texts of a made-up language, in which topics have "
-        "names; then it is trained whole on 10 and 50 labelled texts, with a pattern or with a new head.",
+        "A causal model of two layers first reads unlabelled texts of a made-up language, in which topics "
+        "have names; then it is trained whole on 10 and 50 labelled texts, by a pattern or by a new head.",
         _few,
     ),
     Claim(
@@ -295,22 +303,22 @@ CLAIMS = (
         "Several patterns together are better than the best alone: 87.0 against 85.0 % right on AG's News "
         "with 10 examples.",
         "2001.07676, table 4",
-        "Three patterns in the same made-up language, weighed by their accuracy before training; not distilled.",
+        "Three patterns in the same made-up language, weighed by accuracy before training; not distilled.",
         _ensemble,
     ),
     Claim(
         "length-twenty",
         "More than 20 trained vectors in front of the text gain little.",
         "2104.08691, section 3.2",
-        "The frozen small model learns to call topics by words that have nothing to do with them; the paper's "
-        "are T5 models of 77 million weights and more, on SuperGLUE.",
+        "The frozen small model learns to call topics by words that are unlike them; the paper's models "
+        "are T5 of 77 million weights and more, on SuperGLUE.",
         _length,
     ),
     Claim(
         "small-trail",
         "On small models prompt tuning stays behind training the whole model, and the gap shrinks with size.",
         "2104.08691, section 3.1 and figure 1",
-        "The same task on models of several widths; a prompt of 20 vectors against all weights trained.",
+        "The same task, models of several widths: a prompt of 20 vectors against all weights, as many steps.",
         _small,
     ),
 )

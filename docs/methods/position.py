@@ -1,0 +1,279 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # ALiBi and RoPE
+#
+# Attention by itself sees a bag of tokens: mix up the words of a sentence, and every score stays what it
+# was. So a model must be told where each token stands. How it is told decides something else, too:
+# whether a model that learned from short texts can read long ones. The usual way, a vector for each place
+# that is added to the token there, fails as soon as a text is longer than those of training, since
+# nobody ever saw the vectors of the places that come then.
+#
+# ALiBi and RoPE tell *distances* instead, inside attention. You need to know how scores of attention are
+# made, and a little PyTorch. Reading takes a quarter of an hour.
+
+# %% tags=["front"]
+import math
+
+import torch
+from matplotlib.patches import Circle
+
+from nonet import learn
+from nonet.flash import flash_attention
+from nonet.position import DynamicNTK, Linear, RotaryConfig, YaRN, alibi_bias, alibi_slopes, api
+from nonet.position import apply_rotary, reference, rotary_angles, rotary_frequencies
+
+lab = learn.Lab()
+
+# %% [markdown] tags=["front"]
+# ## The idea
+#
+# **ALiBi** makes far tokens quieter. From each score it takes away the distance of the two tokens, times
+# a slope. Every head has a slope of its own: one hears hardly more than the last few words, another
+# hears a whole page. Nothing is learned, and a distance that was never seen simply costs a little more.
+#
+# **RoPE** gives every token clocks. Two numbers of a query or key are the hand of a clock, and the hand
+# turns by a fixed angle from each place to the next; there are fast clocks and slow ones. A score is a
+# sum of products of hands, and a product knows only the angle *between* two hands. Move both tokens
+# along by as many places as you like: both hands turn by the same angle, and the score stays.
+
+# %% tags=["hide-input"]
+look, other = learn.LOOKS["position"], learn.LOOKS["baseline"]
+figure, (left, middle, right) = learn.canvas(7.6, 3.0, columns=3, width_ratios=[1.5, 1, 1])
+distances = torch.arange(33)
+for slope in alibi_slopes(8)[:6]:
+    left.plot(distances, -slope * distances, color=look.colour, lw=1.6)
+left.set(xlabel="distance, tokens", ylabel="added to the score", ylim=(-8.4, 0.4))
+left.set_title("ALiBi: six heads of eight")
+for axes, places in ((middle, (1, 3)), (right, (6, 8))):
+    axes.add_patch(Circle((0, 0), 1, fill=False, edgecolor=other.colour))
+    for place, colour, name in zip(places, (other.colour, look.colour), ("key", "query"), strict=True):
+        x, y = math.sin(0.5 * place), math.cos(0.5 * place)
+        axes.annotate("", (x, y), (0, 0), arrowprops={"arrowstyle": "->", "color": colour, "lw": 2.2})
+        axes.text(1.28 * x, 1.28 * y, f"{name}\n{place}", color=colour, ha="center", va="center")
+    axes.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal")
+    axes.axis("off")
+middle.set_title("RoPE: places 1 and 3")
+right.set_title("places 6 and 8")
+learn.show(
+    figure,
+    "Left, straight lines that fall with the distance, one a head. Right, two clocks with two hands each: "
+    "the hands have moved on, the angle between them is the same",
+)
+
+# %% [markdown] tags=["front"]
+# ## The mathematics
+#
+# ALiBi changes the score of the query at place $i$ and the key at place $j$. Head $h$ of $H$ has the
+# slope $m_h$:
+#
+# $$s_{ij} = \frac{q_i \cdot k_j}{\sqrt D} - m_h\, |i - j|, \qquad m_h = 2^{-8h/H}$$
+#
+# RoPE changes queries and keys before they meet. The pair number $p$ of the $d$ dims that turn, called
+# $(a, b)$, becomes at place $m$
+#
+# $$\begin{pmatrix} a \cos m\theta_p - b \sin m\theta_p \\ b \cos m\theta_p + a \sin m\theta_p \end{pmatrix}, \qquad \theta_p = 10000^{-2p/d}$$
+#
+# Written with complex numbers this is $(a + ib)\, e^{i m \theta_p}$, and the product of a query at $m$
+# with a key at $n$ holds $e^{i (m - n) \theta_p}$: the distance, nothing else.
+#
+# To read texts that are $s$ times longer than the length $L$ of training, the clocks of a trained model
+# are slowed. *Position interpolation* slows all of them, $\theta' = \theta / s$, so that no hand goes
+# where it has never been. *NTK-aware* scaling and *YaRN* slow only the slow ones: a clock that went
+# round many times in training has been everywhere already, and tells neighbours apart.
+#
+# | symbol | in the code | is |
+# | --- | --- | --- |
+# | $m_h$ | `slopes`, of `alibi_slopes` | what a token of distance costs in a head |
+# | $m$, $n$ | `places` | where a token stands |
+# | $\theta_p$ | `inv_freq`, of `rotary_frequencies` | how far a pair turns from one place to the next |
+# | $\cos m\theta_p$, $\sin m\theta_p$ | `cos`, `sin`, of `rotary_angles` | the angle of a hand |
+# | $s$, $L$ | `factor`, `original_length` | how many times longer than what |
+
+# %% [markdown] tags=["front"]
+# ## A simple implementation
+#
+# All of RoPE is one rotation of pairs. A pair is two neighbours, as in the paper, or the same place of
+# two halves, as in Llama; the two differ by a fixed order of the dims.
+
+# %% tags=["front"]
+learn.show_source(reference.apply_rotary)
+
+# %% [markdown] tags=["front"]
+# ALiBi is shorter still: a table that is added to the scores.
+
+# %% tags=["front"]
+learn.show_source(api.alibi_bias)
+
+# %% [markdown] tags=["front"]
+# ## The check
+#
+# The rotation has to be what complex numbers say, and scores have to stay when all places move. Here
+# they move by a thousand, in float64.
+
+# %% tags=["front"]
+torch.manual_seed(0)
+q, k = (torch.randn(1, 2, 50, 32, dtype=torch.float64) for _ in range(2))
+inv_freq, _ = rotary_frequencies(32, dtype=torch.float64)
+
+
+def turned(x, first):
+    return apply_rotary(x, *rotary_angles(inv_freq, torch.arange(first, first + 50)[None]))
+
+
+hands = torch.complex(q[..., :16], q[..., 16:])  # the same place of two halves
+hands = hands * torch.exp(1j * torch.arange(50)[:, None] * inv_freq)
+complex_error = (turned(q, 0) - torch.cat([hands.real, hands.imag], dim=-1)).abs().max().item()
+scores, moved = (turned(q, first) @ turned(k, first).mT for first in (0, 1000))
+shift_error = (scores - moved).abs().max().item()
+print(f"rotation against complex numbers: {complex_error:.1e}")
+print(f"scores before and after all places moved by 1,000: {shift_error:.1e}")
+assert complex_error < 1e-12
+assert shift_error < 1e-9
+
+# %% [markdown] tags=["front"]
+# No fast path for ALiBi ever writes the table: a kernel of attention makes it tile by tile from the
+# slopes. Both ways must agree.
+
+# %% tags=["front"]
+v, slopes = torch.randn(1, 2, 50, 32, dtype=torch.float64), alibi_slopes(2)
+future = torch.ones(50, 50, dtype=torch.bool).triu(1)
+table = q @ k.mT / math.sqrt(32) + alibi_bias(slopes.double(), 50, 50)
+plain = table.masked_fill(future, -torch.inf).softmax(-1) @ v
+fast = flash_attention(*(x.float() for x in (q, k, v)), causal=True, alibi_slopes=slopes)
+print(f"fast attention with slopes against the table: {(fast - plain).abs().max().item():.1e}")
+assert (fast - plain).abs().max() < 1e-5
+
+# %%
+learn.show_implementations("position")
+
+# %% [markdown]
+# ## Play
+#
+# Every clock of a head, from the fastest to the slowest, by how many times it goes round within the
+# length of training. The lines show how much slower each scaling makes it, to read `factor` times as
+# much. Position interpolation treats all alike. Where do the others begin to slow? Move `length`: the
+# longer a model was trained on, the more of its clocks have been everywhere.
+
+
+# %%
+def slowed(factor=4, length=2048):
+    plain, _ = rotary_frequencies(128)
+    scalings = {
+        "YaRN": ("position", YaRN(factor=factor, original_length=length)),
+        "NTK-aware": ("flash", DynamicNTK(factor=1, original_length=length)),
+        "position interpolation": ("baseline", Linear(factor=factor)),
+    }
+    figure, axes = learn.canvas(7.2, 3.2)
+    for name, (method, scaling) in scalings.items():
+        theta, _ = rotary_frequencies(128, RotaryConfig(scaling=scaling), length=factor * length)
+        axes.plot(length * plain / (2 * math.pi), theta / plain, label=name, **learn.LOOKS[method].line)
+    axes.set(xlabel="turns within the length of training", xscale="log", ylabel="speed, of its own")
+    axes.set(ylim=(0, 1.08), title=f"trained on {length:,} tokens, to read {factor} times as many")
+    axes.legend()
+    learn.show(figure, "Speed of each clock after scaling: level, or falling from fast clocks to slow ones")
+
+
+learn.play(slowed, factor=[2, 4, 8, 16], length=[128, 512, 2048, 8192])
+
+# %% [markdown]
+# ## A measurement
+#
+# Three small models, made here, that differ in nothing but how places are told: by sinusoids that are
+# added to the tokens (the way of the first transformer), by RoPE and by ALiBi. They learn from 64 bytes
+# of Python's own source at a time. Then they read up to 16 times as many, always the same text, cut
+# into windows of that length. The fourth line is the model with RoPE again, its clocks slowed by
+# NTK-aware scaling as far as each length asks; it was not trained any further.
+
+# %%
+words, length = lab.text(), 64
+ids = lab.held_out(words, 16 * length, 6)
+lengths = [length * times for times in (1, 2, 4, 8, 16)]
+items = lab.windows(words, length, 16 * 160)
+
+
+def reads(model, n):
+    piece = ids.view(-1, n)
+    with torch.no_grad():
+        return model(input_ids=piece, labels=piece, use_cache=False).loss.item()
+
+
+models = {}
+for name in ("sinusoidal", "rope", "alibi"):
+    models[name] = lab.language_model(position=name, max_position_embeddings=length)
+    lab.train(models[name], items, batch=16, learning_rate=8e-3)
+scaling = {"kind": "dynamic", "factor": 1.0, "original_length": length}
+models["rope, slowed"] = lab.language_model(position="rope", options={"rope": {"scaling": scaling}}).eval()
+models["rope, slowed"].load_state_dict(models["rope"].state_dict())
+losses = {name: [reads(model, n) for n in lengths] for name, model in models.items()}
+
+# %% tags=["hide-input"]
+figure, axes = learn.canvas(7.2, 3.4)
+lines = {"alibi": "position", "rope": "flash", "rope, slowed": "mamba", "sinusoidal": "baseline"}
+for name, method in lines.items():
+    axes.plot(lengths, losses[name], label=name, **learn.LOOKS[method].line)
+axes.set(xlabel="bytes of context", ylabel="loss, nats a byte", xscale="log")
+axes.set_xticks(lengths, lengths), axes.set_xticks([], minor=True)
+axes.legend()
+learn.show(
+    figure, "Loss against length: ALiBi level, RoPE and sinusoids rising, RoPE with slowed clocks between"
+)
+
+# %%
+learn.show_table(
+    ("places by", *(f"{n:,} bytes" for n in lengths)),
+    [(name, *(f"{loss:.2f}" for loss in losses[name])) for name in lines],
+)
+assert losses["alibi"][-1] < 1.02 * losses["alibi"][0]
+assert losses["rope"][-1] > 1.02 * losses["rope"][0]
+assert losses["sinusoidal"][-1] > 1.02 * losses["sinusoidal"][0]
+
+# %% [markdown]
+# A line that stays level does not mean that a model *uses* the longer text. ALiBi's heads hardly hear
+# what is far away, so it costs them nothing, and gains them little.
+#
+# ## What the paper claims, and what was found
+#
+# Loss beyond the length of training can be measured in two ways. Windows that do not overlap score
+# every token, also those near a window's start, which have little to look back on; longer windows have
+# fewer of those, and so look better. A window that slides scores only its last tokens.
+
+# %%
+learn.show_claims("position")
+
+# %% [markdown]
+# ## When not to use it
+#
+# Plain RoPE beyond the length of training, as you just saw. Scale it, best with some further training at
+# the new length. And ALiBi where a task hangs on one far token: a name, a number, a passage to be
+# quoted. In the flattest of eight heads a score loses 8 at a distance of 2,048, which leaves of a weight
+# a three-thousandth. Recurrent mixers (Mamba, MatMul-free) know order by themselves and need neither.
+#
+# ## Exercise
+#
+# A model with ALiBi has eight heads. At which distance does the steepest head take 8 from a score, and
+# at which the flattest? Work it out from the formula, then ask `alibi_bias`.
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# The slopes are $1/2, 1/4, \dots, 1/256$. The steepest takes 8 at a distance of $8 \cdot 2 = 16$ tokens,
+# the flattest at $8 \cdot 256 = 2048$. Each head hears twice as far as the one before.
+#
+# </details>
+
+# %%
+last = alibi_bias(alibi_slopes(8), 1, 2049)[:, 0].flip(-1)  # of one query, by distance
+for name, head in (("steepest", 0), ("flattest", 7)):
+    print(f"the {name} head takes 8 at a distance of {(last[head] <= -8).int().argmax().item():,}")
+assert last[0, 16] == last[7, 2048] == -8

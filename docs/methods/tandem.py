@@ -1,0 +1,259 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Tandem transformers
+#
+# A large model writes slowly, because it reads all its weights from memory for every single token.
+# Reading twenty tokens that are already there takes it hardly longer than reading one. So let a small
+# model write a few tokens, let the large one read them in a single pass, and keep those that it would
+# have written itself. The text is the large model's own; the better the small one guesses, the sooner it
+# is there. In a tandem the small model guesses well because it sees what the large one made of the text
+# so far.
+#
+# You need to know how a causal transformer writes with its cache, and a little PyTorch. Reading takes a
+# quarter of an hour.
+
+# %% tags=["front"]
+from functools import partial
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from nonet import learn
+from nonet.tandem import Tandem, TandemConfig, accept, expected_tokens, reference, speculative_generate
+
+lab = learn.Lab()
+
+# %% [markdown] tags=["front"]
+# ## The idea
+#
+# The large model is the *primary*, the small one the *secondary*. Text comes in blocks. The secondary
+# writes a block token by token, and then the primary reads the whole block at once. For all blocks that
+# the primary has read, the secondary attends to the primary's states, mapped to its own width; only
+# within the block that it is writing does it have nothing but its own. So it needs no understanding of
+# the past of its own: it borrows the primary's.
+#
+# To keep the text exactly the primary's, the primary judges each drafted token by its own distribution.
+# A token is accepted with a probability that makes up for the difference between the two, and behind the
+# first that is not, the primary puts one of its own.
+
+# %% tags=["hide-input"]
+look, other = learn.LOOKS["tandem"], learn.LOOKS["baseline"]
+figure, axes = learn.canvas(6.4, 3.9)
+block, length = 4, 12
+for i in range(length):
+    start = i // block * block
+    for j in range(i + 1):
+        own = j >= start
+        axes.scatter(
+            j, i, s=150, marker="s", color=look.colour if own else other.colour, alpha=1 if own else 0.45
+        )
+axes.scatter([], [], s=150, marker="s", color=other.colour, alpha=0.45, label="the primary's states")
+axes.scatter([], [], s=150, marker="s", color=look.colour, label="its own states")
+axes.set(
+    xlabel="tokens that are seen",
+    ylabel="token that is written",
+    xlim=(-0.7, length + 4),
+    ylim=(length - 0.4, -0.6),
+)
+axes.set(xticks=range(length), yticks=range(length), title="what the secondary sees, in blocks of four")
+axes.grid(False)
+axes.legend(loc="upper right")
+learn.show(
+    figure, "A triangle of seen tokens; the primary's below, the secondary's own in small triangles of four"
+)
+
+# %% [markdown] tags=["front"]
+# ## The mathematics
+#
+# Token $i$ lies in the block that begins at $k$. The primary's state of token $m$ behind layer $\ell(j)$
+# is $x_m$, and $F^{(j)}$ maps it to the secondary's width. Layer $j$ of the secondary turns its states
+# $y$ into the next:
+#
+# $$\hat y^{(j)}_m = F^{(j)} x_m$$
+#
+# $$y^{(j+1)}_i = \mathrm{layer}^{(j+1)}\left(y^{(j)}_i \mid \hat y^{(j)}_{<k},\; y^{(j)}_{k..i}\right)$$
+#
+# When it writes, $q$ is the secondary's distribution and $p$ the primary's. A drafted token $x$ is
+# accepted with probability
+#
+# $$\min\left(1, \frac{p(x)}{q(x)}\right)$$
+#
+# and in place of a rejected one comes a sample of
+#
+# $$\frac{\max(0, p - q)}{\sum \max(0, p - q)}$$
+#
+# Together that is a sample of $p$, whatever $q$ is. If each draft is accepted with probability $\alpha$,
+# a round of $\gamma$ drafts gives
+#
+# $$\frac{1 - \alpha^{\gamma + 1}}{1 - \alpha} \quad \text{tokens for one pass of the primary.}$$
+#
+# | symbol | in the code | is |
+# | --- | --- | --- |
+# | $\gamma$ | `block` | tokens that are drafted in a round |
+# | $k$ | `k` | where the block of a token begins |
+# | $\ell(j)$ | `depths` | how many layers of the primary the states have passed |
+# | $F^{(j)}$ | `weights`, `Tandem.projections` | the map of layer $j$ |
+# | $p$, $q$ | `p`, `q` | what the primary and the secondary would say |
+# | $\alpha$ | `acceptance` | the chance that a draft is accepted |
+
+# %% [markdown] tags=["front"]
+# ## A simple implementation
+#
+# The tandem, token by token. `layer_states` runs a model by hand, so that each layer sees what `read`
+# gives it for earlier blocks, and its own states for the rest:
+
+# %% tags=["front"]
+learn.show_source(reference.layer_states, reference.tandem_logits)
+
+# %% [markdown] tags=["front"]
+# And the rule that keeps the text the primary's own:
+
+# %% tags=["front"]
+learn.show_source(accept.accept_sampled)
+
+# %% [markdown] tags=["front"]
+# ## The check
+#
+# In training all blocks are computed at once, with a mask. That has to be what the oracle says token by
+# token. And text that a tandem writes greedily has to be the primary's, token for token, even if the
+# secondary knows nothing.
+
+
+# %% tags=["front"]
+def llama(layers, width, seed):
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 257, "initializer_range": 0.06}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads, bos_token_id=None, eos_token_id=None)).eval()
+
+
+tandem = Tandem(llama(3, 64, 0), llama(2, 32, 1), TandemConfig(block=3)).double()
+ids = torch.randint(257, (1, 11), generator=torch.Generator().manual_seed(0))
+with torch.no_grad():
+    weights = [projection.weight for projection in tandem.projections]
+    slow = reference.tandem_logits(
+        tandem.primary, tandem.secondary, ids[0], 3, weights, tandem.projections.depths
+    )
+    error = (tandem(ids).logits[0] - slow).abs().max().item()
+    text = tandem.generate(ids, max_new_tokens=12, block=3)
+    alone = speculative_generate(tandem.primary, None, ids, max_new_tokens=12)
+print(f"all blocks at once against token by token: {error:.1e}")
+print(f"written in tandem and by the primary alone, the same text: {torch.equal(text, alone)}")
+assert error < 1e-12
+assert torch.equal(text, alone)
+
+# %% [markdown]
+# To read a weight once for all tokens of a block there is a kernel:
+
+# %%
+learn.show_implementations("tandem")
+
+
+# %% [markdown]
+# ## Play
+#
+# How long should a block be? Every draft costs a pass of the secondary, and what comes behind a rejected
+# one is wasted. Move the sliders in Jupyter: `acceptance` is the chance of each draft, `cost` what a
+# pass of the secondary takes as a part of the primary's. Where does no block help at all?
+
+
+# %%
+def speedup(acceptance=0.7, cost=0.1):
+    blocks = range(0, 13)
+    rates = [expected_tokens(acceptance, n) / (1 + n * cost) for n in blocks]
+    figure, axes = learn.canvas(7.2, 3.0)
+    axes.plot(blocks, rates, **learn.LOOKS["tandem"].line)
+    axes.axhline(1, color=learn.LOOKS["baseline"].colour, ls=":")
+    axes.set(xlabel="tokens drafted in a round", ylabel="times as fast", xticks=blocks)
+    axes.set_title(f"{acceptance:.0%} of drafts accepted, a draft costs {cost:g} of a pass")
+    learn.show(figure, "Speed against the length of a block, rising to a best length and falling behind it")
+
+
+learn.play(speedup, acceptance=[0.3, 0.5, 0.6, 0.7, 0.8, 0.9], cost=[0.02, 0.05, 0.1, 0.2, 0.4])
+
+# %% [markdown]
+# ## A measurement
+#
+# A small pair, trained here on Python's own source: a primary of three layers, then a secondary of one
+# layer and half the width, once in a tandem and once on its own. Both secondaries see the same text for
+# as many steps.
+
+# %%
+words = lab.text()
+primary = llama(3, 64, 0)
+lab.train(primary, lab.windows(words, 64, 16 * 200), batch=16, learning_rate=8e-3)
+pairs = {"tandem": 2, "on its own": 64}  # a block as long as the window sees nothing of the primary
+losses = {}
+for name, block in pairs.items():
+    pairs[name] = Tandem(primary, llama(2, 32, 1), TandemConfig(block=block))
+    lab.train(pairs[name], lab.windows(words, 64, 16 * 120), batch=16, learning_rate=8e-3)
+    unseen = lab.held_out(words, 64, 32)
+    with torch.no_grad():
+        losses[name] = words.bits_per_byte(pairs[name](unseen, labels=unseen).loss.item())
+print({name: f"{loss:.2f} bits a byte" for name, loss in losses.items()})
+assert losses["tandem"] < losses["on its own"]
+
+# %% [markdown]
+# Now both draft for the primary, four tokens a round, and text is sampled. It follows the primary's
+# distribution either way; what differs is how many passes of the primary it takes.
+
+# %%
+draft, pair = pairs["on its own"].secondary, pairs["tandem"]
+options = {"max_new_tokens": 48, "block": 4, "do_sample": True, "return_stats": True}
+ways = {
+    "tandem": partial(pair.generate, **options),
+    "on its own": partial(speculative_generate, primary, draft, **options),
+}
+rows = []
+for name, way in ways.items():
+    random = torch.Generator().manual_seed(0)
+    stats = [way(ids[None], generator=random)[1] for ids in lab.held_out(words, 32, 6)]
+    accepted = sum(s.accepted for s in stats) / sum(s.drafted for s in stats)
+    tokens = sum(s.tokens for s in stats) / sum(s.primary_calls for s in stats)
+    rows.append((name, f"{accepted:.0%}", f"{tokens:.2f}"))
+learn.show_table(("the draft", "drafts accepted", "tokens a pass of the primary"), rows)
+
+# %% [markdown]
+# ## What the paper claims, and what was found
+
+# %%
+learn.show_claims("tandem")
+
+# %% [markdown]
+# ## When not to use it
+#
+# Drafting pays only where a pass over a few tokens costs the primary little more than a pass over one:
+# with small batches, and where weights come slowly from memory. On a large batch, or where the processor
+# is busy as it is, each wasted draft is wasted work. And the secondary has to be trained, on text like
+# the text that will be written: without that nothing is accepted, and the pair is slower than the
+# primary alone.
+#
+# ## Exercise
+#
+# With 60 % of drafts accepted and a secondary that costs nothing, how many tokens does a pass of the
+# primary give in blocks of two? And in blocks without end? Use the formula, then `expected_tokens`.
+
+# %% [markdown]
+# <details><summary>Answer</summary>
+#
+# $1 + 0.6 + 0.36 = 1.96$ in blocks of two, and never more than $1 / (1 - 0.6) = 2.5$: behind the first
+# rejection all else is thrown away.
+#
+# </details>
+
+# %%
+print(
+    f"{expected_tokens(0.6, 2):.2f} in blocks of two, {expected_tokens(0.6, 100):.2f} in blocks of a hundred"
+)
+assert abs(expected_tokens(0.6, 2) - 1.96) < 1e-9
