@@ -22,7 +22,7 @@ html_title = "nonet"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_math_renderer = "drawn"
-html_copy_source = html_show_sourcelink = False
+html_copy_source = html_show_sourcelink = html_show_copyright = False
 
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 nb_execution_mode = "force"

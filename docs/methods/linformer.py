@@ -225,7 +225,7 @@ assert memory["Linformer"] < memory["exact, stored"]
 # Small language models with blocks of 8 tokens learn it with full attention, with 8 slots a block, which
 # can keep its tokens apart, and with a single one.
 
-# %%
+# %% tags=["hide-input"]
 task = lab.task("duplication", 32, vocab_size=16)
 sizes = {"vocab_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32}
 models = {"full": {"pattern": "F"}}

@@ -45,7 +45,7 @@ lab = learn.Lab()
 # So the thin ones are all that is trained. $B$ starts as zero, which means that training starts from
 # exactly the model that there was.
 
-# %%
+# %% tags=["hide-input"]
 look, grey = learn.LOOKS["lora"].colour, learn.LOOKS["baseline"].colour
 figure, axes = learn.canvas(7.2, 3.0)
 axes.set(xlim=(-0.6, 14.6), ylim=(6.4, -1.2), aspect="equal"), axes.axis("off")
@@ -162,7 +162,7 @@ learn.play(numbers_trained, width=[256, 576, 1024, 4096, 12288], times_wider=[1,
 # %%
 text = lab.text()
 base = lab.language_model()
-lab.train(base, lab.windows(text, 64, 16 * 200), batch=16, learning_rate=6e-3)
+lab.train(base, lab.windows(text, 64, 16 * 150), batch=16, learning_rate=6e-3)
 changed = replace(text, train=underscores(text.train[: 2**20]), validation=underscores(text.validation))
 
 # %%
@@ -173,7 +173,7 @@ for way, rank in (("rank 1", 1), ("rank 8", 8), ("all weights", None)):
     if rank:
         add_lora(model, LoraConfig(rank=rank, alpha=2 * rank))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    items = lab.windows(changed, 64, 16 * 50, seed=1)
+    items = lab.windows(changed, 64, 16 * 40, seed=1)
     lab.train(model, items, batch=16, learning_rate=1e-2 if rank else 2e-3)
     after[way], adapted[way] = lab.nats(model, changed, 64, 64).mean().item(), model
     kept = to_peft(model)[1].values() if rank else model.parameters()

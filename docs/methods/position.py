@@ -26,12 +26,23 @@
 import math
 
 import torch
-from matplotlib.patches import Circle
+from matplotlib.patches import Arc, Circle
 
 from nonet import learn
 from nonet.flash import flash_attention
-from nonet.position import DynamicNTK, Linear, RotaryConfig, YaRN, alibi_bias, alibi_slopes, api
-from nonet.position import apply_rotary, reference, rotary_angles, rotary_frequencies
+from nonet.position import (
+    DynamicNTK,
+    Linear,
+    RotaryConfig,
+    YaRN,
+    alibi_bias,
+    alibi_slopes,
+    api,
+    apply_rotary,
+    reference,
+    rotary_angles,
+    rotary_frequencies,
+)
 
 lab = learn.Lab()
 
@@ -60,8 +71,10 @@ for axes, places in ((middle, (1, 3)), (right, (6, 8))):
     for place, colour, name in zip(places, (other.colour, look.colour), ("key", "query"), strict=True):
         x, y = math.sin(0.5 * place), math.cos(0.5 * place)
         axes.annotate("", (x, y), (0, 0), arrowprops={"arrowstyle": "->", "color": colour, "lw": 2.2})
-        axes.text(1.28 * x, 1.28 * y, f"{name}\n{place}", color=colour, ha="center", va="center")
-    axes.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal")
+        axes.text(1.5 * x, 1.4 * y, f"{name}\n{place}", color=colour, ha="center", va="center")
+    turn = [90 - math.degrees(0.5 * place) for place in places]
+    axes.add_patch(Arc((0, 0), 0.8, 0.8, theta1=turn[1], theta2=turn[0], color=look.colour, lw=3))
+    axes.set(xlim=(-1.9, 1.9), ylim=(-1.9, 1.9), aspect="equal")
     axes.axis("off")
 middle.set_title("RoPE: places 1 and 3")
 right.set_title("places 6 and 8")
@@ -79,18 +92,20 @@ learn.show(
 #
 # $$s_{ij} = \frac{q_i \cdot k_j}{\sqrt D} - m_h\, |i - j|, \qquad m_h = 2^{-8h/H}$$
 #
-# RoPE changes queries and keys before they meet. The pair number $p$ of the $d$ dims that turn, called
-# $(a, b)$, becomes at place $m$
+# RoPE changes queries and keys before they meet. The $d$ dims that turn are taken in pairs. Pair number
+# $p$, with the numbers $(a, b)$, becomes at place $m$
 #
-# $$\begin{pmatrix} a \cos m\theta_p - b \sin m\theta_p \\ b \cos m\theta_p + a \sin m\theta_p \end{pmatrix}, \qquad \theta_p = 10000^{-2p/d}$$
+# $$\begin{pmatrix} a \cos m\theta_p - b \sin m\theta_p \\ b \cos m\theta_p + a \sin m\theta_p \end{pmatrix}$$
+#
+# with $\theta_p = 10000^{-2p/d}$: the first pair turns by 1 radian a place, the last hardly at all.
 #
 # Written with complex numbers this is $(a + ib)\, e^{i m \theta_p}$, and the product of a query at $m$
 # with a key at $n$ holds $e^{i (m - n) \theta_p}$: the distance, nothing else.
 #
 # To read texts that are $s$ times longer than the length $L$ of training, the clocks of a trained model
 # are slowed. *Position interpolation* slows all of them, $\theta' = \theta / s$, so that no hand goes
-# where it has never been. *NTK-aware* scaling and *YaRN* slow only the slow ones: a clock that went
-# round many times in training has been everywhere already, and tells neighbours apart.
+# where it has never been. *NTK-aware* scaling and *YaRN* spare the fast ones: a clock that went round
+# many times in training has been everywhere already, and it is what tells neighbours apart.
 #
 # | symbol | in the code | is |
 # | --- | --- | --- |
@@ -167,17 +182,17 @@ learn.show_implementations("position")
 
 
 # %%
+names = {"YaRN": "position", "NTK-aware": "flash", "position interpolation": "baseline"}
+
+
 def slowed(factor=4, length=2048):
+    scalings = YaRN(factor, length), DynamicNTK(1, length), Linear(factor)
     plain, _ = rotary_frequencies(128)
-    scalings = {
-        "YaRN": ("position", YaRN(factor=factor, original_length=length)),
-        "NTK-aware": ("flash", DynamicNTK(factor=1, original_length=length)),
-        "position interpolation": ("baseline", Linear(factor=factor)),
-    }
     figure, axes = learn.canvas(7.2, 3.2)
-    for name, (method, scaling) in scalings.items():
+    for scaling, (name, method) in zip(scalings, names.items(), strict=True):
         theta, _ = rotary_frequencies(128, RotaryConfig(scaling=scaling), length=factor * length)
-        axes.plot(length * plain / (2 * math.pi), theta / plain, label=name, **learn.LOOKS[method].line)
+        line = {**learn.LOOKS[method].line, "marker": ""}
+        axes.plot(length * plain / (2 * math.pi), theta / plain, label=name, **line)
     axes.set(xlabel="turns within the length of training", xscale="log", ylabel="speed, of its own")
     axes.set(ylim=(0, 1.08), title=f"trained on {length:,} tokens, to read {factor} times as many")
     axes.legend()
@@ -199,7 +214,7 @@ learn.play(slowed, factor=[2, 4, 8, 16], length=[128, 512, 2048, 8192])
 words, length = lab.text(), 64
 ids = lab.held_out(words, 16 * length, 6)
 lengths = [length * times for times in (1, 2, 4, 8, 16)]
-items = lab.windows(words, length, 16 * 160)
+items = lab.windows(words, length, 16 * 120)
 
 
 def reads(model, n):

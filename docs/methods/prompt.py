@@ -40,7 +40,6 @@ from nonet.prompt import (
     prefix,
     reference,
     remove_prompt,
-    starts,
     train_pet,
 )
 from nonet.prompt.claims import train_head, tune
@@ -61,10 +60,10 @@ lab = learn.Lab()
 # nothing else. P-tuning makes these vectors with a small network. Prefix tuning goes further and puts
 # trained keys and values in front of every layer. The model stays frozen: one copy serves many tasks.
 
-# %%
+# %% tags=["hide-input"]
 ours, grey = learn.LOOKS["prompt"].colour, learn.LOOKS["baseline"].colour
 figure, axes = learn.canvas(7.2, 3.4)
-axes.set(xlim=(-0.2, 16.5), ylim=(7.9, -1.2)), axes.axis("off")
+axes.set(xlim=(-0.9, 16.5), ylim=(6.9, -1.2)), axes.axis("off")
 for left, title in ((0, "in words"), (5.8, "vectors in front"), (11.6, "a prefix in every layer")):
     axes.text(left + 2.2, -0.7, title, ha="center", weight="bold")
     for row in range(4):
@@ -73,9 +72,11 @@ for left, title in ((0, "in words"), (5.8, "vectors in front"), (11.6, "a prefix
             asked = asked and not (left > 10 and row == 3)
             box = {"color": ours, "alpha": 0.75} if asked else {"color": grey, "alpha": 0.2}
             axes.add_patch(Rectangle((left + 0.78 * column, 1.5 * row), 0.62, 1.1, **box))
-axes.text(16.5, 6.5, "embeddings at the bottom, layers above", ha="right", va="top")
-axes.text(3.4, 6.5, "pattern", ha="center", va="top", color=ours, weight="bold")
-axes.text(6.5, 6.5, "trained", ha="center", va="top", color=ours, weight="bold")
+axes.text(3.4, 6.1, "pattern", ha="center", va="top", color=ours, weight="bold")
+for at in (6.5, 12.3):
+    axes.text(at, 6.1, "trained", ha="center", va="top", color=ours, weight="bold")
+axes.text(-0.5, 5.05, "embeddings", rotation=90, ha="center", va="center", fontsize=9)
+axes.text(-0.5, 2.05, "layers", rotation=90, ha="center", va="center", fontsize=9)
 learn.show(
     figure,
     "Three models: a pattern's words behind the text, vectors before it, keys and values in each layer",
@@ -124,11 +125,11 @@ learn.show(
 learn.show_source(reference.label_scores)
 
 # %% [markdown]
-# And what stands in front of the embeddings at first: the vectors of some words that exist, or random
-# ones. The numbers of a prefix are keys and values of every layer.
+# A prompt of vectors is so simple that there is little to show. This is all that a prefix does in a layer:
+# its keys, and likewise its values, go in front of the layer's own.
 
 # %%
-learn.show_source(starts.first_vectors, prefix._join)
+learn.show_source(prefix._join)
 
 # %% [markdown] tags=["front"]
 # ## The check
@@ -183,13 +184,13 @@ learn.show_implementations("prompt")
 
 
 # %%
-def answers(text=4, words_read=12, ending="it is about"):
+def answers(text=0, words_read=12, ending="it is about"):
     asked = PET(model, tokenizer, Pattern("{text} " + ending + " {blank}"), words)
     read = " ".join(test[0][text].split()[:words_read])
     q = asked.scores([read]).softmax(-1)[0].tolist()
     figure, axes = learn.canvas(7.2, 2.6)
     axes.barh(names, q, color=[ours if name == test[1][text] else grey for name in names])
-    axes.set(xlabel="probability q of the label", xlim=(0, 1), title=f"{read[:60]} ... {ending} ?")
+    axes.set(xlabel="probability q of the label", xlim=(0, 1), title=f"... {read[-30:]} {ending} ...")
     axes.grid(axis="y", visible=False), axes.invert_yaxis()
     learn.show(figure, "Four bars, one a topic; the coloured one is the text's own topic")
 
@@ -228,9 +229,9 @@ assert ahead > 0
 
 # %%
 learning = texts.labelled(2000, seed=2)
-ways = {"1 vector": 1, "20 vectors": 20, "all weights": 0}
+ways = {"20 vectors": 20, "all weights": 0}
 right = {
-    way: tune(model, tokenizer, names, learning, test, prompt=length, steps=150, seed=0)
+    way: tune(model, tokenizer, names, learning, test, prompt=length, steps=120, seed=0)
     for way, length in ways.items()
 }
 width = model.config.hidden_size

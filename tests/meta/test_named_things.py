@@ -21,7 +21,7 @@ def known_paths():
     """Every way to name a file by the last parts of its path, and every folder by its whole path."""
     ours = [PurePosixPath(project.name(path)) for path in project.files()]
     ends = {path.parts[start:] for path in ours for start in range(len(path.parts))}
-    ends |= {(path.name.split()[-1],) for path in ours}  # of a name with spaces the pattern sees the last word
+    ends |= {(path.name.split()[-1],) for path in ours}  # the pattern sees the last of several words
     return ends | {folder.parts for path in ours for folder in path.parents}
 
 

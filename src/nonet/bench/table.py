@@ -46,7 +46,8 @@ def document(stored: Iterable[Record]) -> str:
     """Returns everything of :func:`newest` as Markdown."""
     parts = []
     for rows in newest(stored):
-        parts += [f"{sheet.title}\n\n{_markdown(sheet)}" for sheet in sheets(rows, full=True)] + [origin(rows)]
+        parts += [f"{sheet.title}\n\n{_markdown(sheet)}" for sheet in sheets(rows, full=True)]
+        parts.append(origin(rows))
     return "\n\n".join(parts) or _NONE
 
 
@@ -63,7 +64,8 @@ def headlines(stored: Iterable[Record]) -> str:
         lines = tuple(line for row in rows if (line := _headline(row)))
         if lines:
             sheet = Sheet("", ("workload", "nonet", "of its limit", "times as fast as"), lines)
-            parts += [f"Medians on {most} threads, ratios with their quartiles.", _markdown(sheet), origin(rows)]
+            title = f"Medians on {most} threads, ratios with their quartiles."
+            parts += [title, _markdown(sheet), origin(rows)]
     return "\n\n".join(parts) or _NONE
 
 

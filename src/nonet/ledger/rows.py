@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import nonet
 from nonet.bench.results import folder
 from nonet.compare.store import Record, read_rows
 
@@ -15,11 +16,15 @@ def read_ledger(directory: Path | None = None) -> list[Record]:
     """Returns all rows, oldest first, none where nothing was tested yet.
 
     Args:
-        directory: that holds the ledger; by default that of the checkout, else of the user.
+        directory: that holds the ledger; by default that of the checkout that this package lies in, else
+            where ``nonet claims`` writes by itself.
 
     Raises:
         ValueError: a row is broken.
     """
+    checkout = Path(nonet.__file__).resolve().parents[2] / "benchmarks" / "results"
+    if directory is None and (checkout / NAME).exists():
+        directory = checkout
     return read_rows(folder(directory) / NAME)
 
 

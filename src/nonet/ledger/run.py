@@ -49,7 +49,9 @@ def run_claims(names: Iterable[str], out: Path | None, *, full: bool, resume: bo
     """
     logging.set_verbosity_error()
     people, directory = Console(stderr=True), folder(out)
-    known = {(r["method"], r["claim"]) for r in read_ledger(out) if r["full"] == full} if resume else set()
+    known = (
+        {(r["method"], r["claim"]) for r in read_ledger(directory) if r["full"] == full} if resume else set()
+    )
     todo = [
         (name, claim)
         for name in tuple(names) or tuple(m.name for m in methods())

@@ -39,11 +39,11 @@ def capitals(text: NDArray) -> NDArray:
 
 
 def _rank(lab: Lab) -> Finding:
-    length, batch, steps = 64, 16, lab.scaled(60, 300)
+    length, batch, steps = 64, 16, lab.scaled(60, 120)
     ranks = lab.scaled((1, 16), (1, 4, 16, 64))
     text = lab.text()
     base = lab.language_model(hidden_size=lab.scaled(64, 128))
-    lab.train(base, lab.windows(text, length, batch * lab.scaled(250, 1500)), batch=batch, learning_rate=6e-3)
+    lab.train(base, lab.windows(text, length, batch * lab.scaled(250, 800)), batch=batch, learning_rate=6e-3)
     shares: dict[tuple[str, int], list[float]] = {}
     for change in (underscores, capitals):
         shifted = replace(

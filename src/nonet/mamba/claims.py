@@ -138,8 +138,10 @@ def _speed(lab: Lab) -> Finding:
         )
         A = -torch.arange(1.0, states + 1).expand(channels, -1)
 
-        def scan(impl: str, given: tuple[Tensor, ...] = (u, delta, A, B, C)) -> Any:
-            return selective_scan(*given, delta_softplus=True, impl=impl)
+        given = dict(zip(("u", "delta", "A", "B", "C"), (u, delta, A, B, C), strict=True))
+
+        def scan(impl: str, given: dict[str, Any] = given) -> Any:
+            return selective_scan(**given, delta_softplus=True, impl=impl)
 
         with torch.no_grad():
             taken = lab.seconds({"auto": lambda: scan("auto"), "reference": lambda: scan("reference")}, 5)

@@ -76,12 +76,12 @@ def train_head(
     return right.float().mean().item()
 
 
-def _model(lab: Lab, width: int = 64, seed: int = 0) -> Any:
+def _model(lab: Lab, width: int = 64, *, seed: int = 0) -> Any:
     """Returns a language model that has read texts with topics, none of them labelled."""
     lab.say(f"a language model of width {width} reads")
     texts = lab.topics()
     model = lab.language_model(seed, vocab_size=texts.vocab_size, hidden_size=width)
-    lab.train(model, texts.reading(32 * lab.scaled(150, 600), seed), batch=32, learning_rate=8e-3)
+    lab.train(model, texts.reading(32 * lab.scaled(150, 400), seed), batch=32, learning_rate=8e-3)
     return model
 
 
@@ -90,29 +90,29 @@ def _pet(model: Any, tokenizer: Any, names: Sequence[str], pattern: str) -> PET:
 
 
 def _few(lab: Lab) -> Finding:
-    texts, model = lab.topics(), _model(lab)
+    texts = lab.topics()
     tokenizer, names = texts.tokenizer(), texts.labels
     test = texts.labelled(lab.scaled(800, 2000), _TEST)
     counts = lab.scaled((10, 50), (10, 50, 250, 1000))
-    zero = accuracy(_pet(model, tokenizer, names, _PATTERNS[0]), *test)
+    zero: list[float] = []
     words: dict[int, list[float]] = {count: [] for count in counts}
     heads: dict[int, list[float]] = {count: [] for count in counts}
-    for count in counts:
-        for seed in lab.seeds:
+    for seed in lab.seeds:
+        model = _model(lab, seed=seed)
+        zero.append(accuracy(_pet(model, tokenizer, names, _PATTERNS[0]), *test))
+        for count in counts:
             lab.say(f"{count} examples, seed {seed}")
             examples = texts.labelled(count, seed)
             pet = _pet(model, tokenizer, names, _PATTERNS[0])
             train_pet(pet, *examples, steps=_STEPS, learning_rate=3e-4, batch=_BATCH, seed=seed)
             words[count].append(accuracy(pet, *test))
-            # The head has the better of two rates, by the test: what it is held against shall not be weak.
-            heads[count].append(
-                max(
-                    train_head(
-                        copy.deepcopy(model), tokenizer, names, examples, test, learning_rate=rate, seed=seed
-                    )
-                    for rate in (3e-4, 1e-3)
-                )
-            )
+            # The head has the better of two rates, by the test: what PET is held against is not to be weak.
+            found = []
+            for rate in (3e-4, 1e-3):
+                fresh = copy.deepcopy(model)
+                right = train_head(fresh, tokenizer, names, examples, test, learning_rate=rate, seed=seed)
+                found.append(right)
+            heads[count].append(max(found))
     ahead = {count: [a - b for a, b in zip(words[count], heads[count], strict=True)] for count in counts}
     verdict: Verdict = "does not hold here"
     if mean(ahead[10]) >= 0.1 and min(ahead[50]) > 0:
@@ -125,11 +125,11 @@ def _few(lab: Lab) -> Finding:
     return Finding(
         verdict,
         f"Right of {len(test[0]):,} new texts of four topics, PET against a new head, over {len(lab.seeds)} "
-        f"draws of examples: {told}. Asked without an example the model has {100 * zero:.0f} %.",
+        f"models and draws of examples: {told}. Asked without an example the models have {_percent(zero)}.",
         (
             *(Figure(f"PET, {count} examples", tuple(words[count])) for count in counts),
             *(Figure(f"head, {count} examples", tuple(heads[count])) for count in counts),
-            Figure("PET, no example", (zero,)),
+            Figure("PET, no example", tuple(zero)),
         ),
         Plot(
             "labelled examples",
@@ -141,13 +141,13 @@ def _few(lab: Lab) -> Finding:
 
 
 def _ensemble(lab: Lab) -> Finding:
-    texts, model = lab.topics(), _model(lab)
+    texts = lab.topics()
     tokenizer = texts.tokenizer()
     test = texts.labelled(lab.scaled(1000, 4000), _TEST)
     single: dict[str, list[float]] = {pattern: [] for pattern in _PATTERNS}
     together = []
     for seed in lab.seeds:
-        examples = texts.labelled(10, seed)
+        model, examples = _model(lab, seed=seed), texts.labelled(10, seed)
         pets, weights = [], []
         for pattern, found in single.items():
             lab.say(f"pattern {pattern!r}, seed {seed}")
@@ -167,7 +167,7 @@ def _ensemble(lab: Lab) -> Finding:
         verdict = "holds in part"
     return Finding(
         verdict,
-        f"With 10 examples, over {len(lab.seeds)} draws of them: three patterns together "
+        f"With 10 examples, over {len(lab.seeds)} models and draws of them: three patterns together "
         f"{_percent(together, 1)}, the best of them {100 * max(means):.1f} % and the worst "
         f"{100 * min(means):.1f} %, alone. On each draw the three together are "
         f"{'at least as' if no_worse else 'not always as'} good as one on average.",
@@ -211,7 +211,7 @@ def tune(
 
 
 def _length(lab: Lab) -> Finding:
-    lengths, steps = lab.scaled((1, 20, 40), (1, 5, 20, 40, 100)), lab.scaled(250, 1000)
+    lengths, steps = lab.scaled((1, 20, 40), (1, 5, 20, 40, 100)), lab.scaled(250, 500)
     texts, model = lab.topics(), _model(lab)
     tokenizer = texts.tokenizer()
     learning, test = texts.labelled(_BATCH * steps, 0), texts.labelled(400, _TEST)
@@ -238,7 +238,7 @@ def _length(lab: Lab) -> Finding:
 
 
 def _small(lab: Lab) -> Finding:
-    widths, steps = lab.scaled((32, 64), (32, 64, 128)), lab.scaled(150, 800)
+    widths, steps = lab.scaled((32, 64), (32, 64, 128)), lab.scaled(150, 300)
     texts = lab.topics()
     tokenizer = texts.tokenizer()
     learning, test = texts.labelled(_BATCH * steps, 0), texts.labelled(400, _TEST)
@@ -251,11 +251,13 @@ def _small(lab: Lab) -> Finding:
             for length, found in ((20, prompts), (0, whole)):
                 share = tune(model, tokenizer, texts.labels, learning, test, length, steps, seed)
                 found[width].append(share)
-    behind = [mean(whole[width]) - mean(prompts[width]) for width in widths]
+    gaps = [[a - b for a, b in zip(whole[width], prompts[width], strict=True)] for width in widths]
+    # Behind by five points at the least width, and by less at the largest, whatever the seed.
+    trails = min(gaps[0]) >= 0.05
     verdict: Verdict = "does not hold here"
-    if behind[0] >= 0.05 and behind[-1] < behind[0]:
+    if trails and max(gaps[-1]) < min(gaps[0]):
         verdict = "holds"
-    elif max(behind) >= 0.05:
+    elif trails:
         verdict = "holds in part"
     told = "; ".join(
         f"width {width}: {_percent(prompts[width])} against {_percent(whole[width])}" for width in widths
