@@ -152,7 +152,7 @@ print(test[0][0], "...")
 print(f"without any example {100 * accuracy(pet, *test):.0f} % are right; by chance {100 / len(names):.0f} %")
 
 # %% tags=["front"]
-some = [test[0][i][: 30 + 12 * i] for i in range(3)]  # of unequal length
+some = [" ".join(test[0][i].split()[: 4 + 4 * i]) for i in range(3)]  # of unequal length
 one_by_one = torch.stack(
     [reference.label_scores(model, tokenizer, pet.pattern, words, text, causal=True) for text in some]
 )
@@ -248,10 +248,9 @@ assert right["20 vectors"] < right["all weights"]
 #
 # ## What the paper claims, and what was found
 #
-# The papers work with models of 77 million to 175 billion weights, trained on real text. Here the model
-# and its language are tiny, so only the order of things can be tested, not the papers' figures. The
-# made-up language is kind to both sides of the first claim: topics are easy to tell apart, for a new
-# head too.
+# The papers work with far larger models, trained on real text. Here the model and its language are tiny,
+# so only the order of things can be tested, not the papers' figures. The made-up language is kind to both
+# sides of the first claim: topics are easy to tell apart, for a new head too.
 
 # %%
 learn.show_claims("prompt")

@@ -205,8 +205,9 @@ def _exact(lab: Lab) -> Finding:
         verdict,
         f"Over {count} samples of {new} tokens, counts that lie as far from the primary's distribution "
         f"have a chance of {chances['draft']:.2f} for a draft and {chances['tandem']:.2f} for a tandem, and "
-        f"of {chances['unverified']:.0e} for a tandem that is not verified. Of {len(ids) * 48} greedy tokens "
-        f"{'all' if same else 'not all'} are the ones that Transformers' own generate writes.",
+        f"of {max(chances['unverified'], 1e-9):.0e} or less for a tandem that is not verified. Of "
+        f"{len(ids) * 48} greedy tokens {'all' if same else 'not all'} are the ones that Transformers' own "
+        "generate writes.",
         tuple(Figure(f"chance of the counts, {way}", (chance,)) for way, chance in chances.items()),
     )
 
