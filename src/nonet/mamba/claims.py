@@ -41,10 +41,11 @@ def make_constant(model: Any) -> None:
 
 
 def _copying(lab: Lab) -> Finding:
-    length, data, steps, batch = lab.scaled((40, 3, 240, 32), (64, 4, 500, 32))
+    data, batch, seeds = 4, 32, lab.seeds[: lab.scaled(1, 3)]
+    # Training begins with little noise, since the task is found sooner there.
+    stages = lab.scaled(((16, 160), (48, 180)), ((16, 160), (64, 400)))
     found: dict[str, list[float]] = {"selective": [], "constant": []}
-    for seed in lab.seeds:
-        task = lab.task("selective_copying", length, seed, vocab_size=8, data=data)
+    for seed in seeds:
         for kind, shares in found.items():
             lab.say(f"{kind}, seed {seed}")
             model = lab.language_model(
@@ -52,7 +53,10 @@ def _copying(lab: Lab) -> Finding:
             )
             if kind == "constant":
                 make_constant(model)
-            lab.train(model, lab.sequences(task, steps * batch), batch=batch, learning_rate=8e-3, seed=seed)
+            for length, steps in stages:
+                task = lab.task("selective_copying", length, seed, vocab_size=8, data=data)
+                items = lab.sequences(task, steps * batch)
+                lab.train(model, items, batch=batch, learning_rate=8e-3, seed=seed)
             shares.append(lab.accuracy(model, task, 512))
     selective, constant = found["selective"], found["constant"]
     gaps = [s - c for s, c in zip(selective, constant, strict=True)]
@@ -61,9 +65,9 @@ def _copying(lab: Lab) -> Finding:
         verdict = "holds" if min(selective) >= 0.9 and max(constant) <= 0.75 else "holds in part"
     return Finding(
         verdict,
-        f"After {steps} steps the selective scan says {_range(selective, 100)} % of the hidden tokens; the "
-        f"same model with step sizes, B and C that are learned but constant, {_range(constant, 100)} % "
-        f"({len(gaps)} seeds, {length} tokens, {data} of them data; guessing says 17 %).",
+        f"The selective scan says {_range(selective, 100)} % of the hidden tokens; the same model with step "
+        f"sizes, B and C that are learned but constant, {_range(constant, 100)} % (seeds: {len(seeds)}; "
+        f"{stages[-1][0]} tokens, {data} of them data; guessing says 17 %).",
         (
             Figure("said rightly, selective", tuple(selective)),
             Figure("said rightly, constant", tuple(constant)),
@@ -248,8 +252,8 @@ CLAIMS = (
         "With a selective scan the model says 99.8 % of the tokens that noise hides; with a recurrence whose "
         "parameters do not depend on the token, 56.4 %.",
         "2312.00752, table 1",
-        "The same task at 40 tokens (64 at full size) in place of 4,096, two layers of width 64; the control "
-        "learns step sizes, B and C that are the same at every token.",
+        "The same task with 4 hidden tokens among 48 (64 at full size) in place of 16 among 4,096; some"
+        " hundred steps, two layers of width 64; the control learns step sizes, B and C that no token changes.",
         _copying,
     ),
     Claim(

@@ -95,14 +95,15 @@ def _curve(name: str, lengths: tuple[int, ...], losses: list[list[float]]) -> Cu
 def _longer(lab: Lab) -> Finding:
     own = _length(lab)
     lengths = tuple(own * times for times in lab.scaled((1, 2, 4, 16), (1, 2, 4, 8, 16)))
-    ids = lab.held_out(lab.text(), lengths[-1], lab.scaled(8, 24))
+    ids = lab.held_out(lab.text(), lengths[-1], lab.scaled(40, 80))
+    some = ids[: len(ids) // 5]
     names = {"alibi": "ALiBi", "sinusoidal": "sinusoids", "rope": "RoPE"}
     cut: dict[str, list[list[float]]] = {position: [] for position in names}
     slid: dict[str, list[list[float]]] = {position: [] for position in names}
     for seed in lab.seeds:
         for position in names:
             model = _trained(lab, position, seed)
-            cut[position].append([_cut(model, ids, n) for n in lengths])
+            cut[position].append([_cut(model, some, n) for n in lengths])
             slid[position].append([_slid(model, ids, n) for n in lengths])
     better = all(run[-1] <= run[0] for run in cut["alibi"])
     flat = all(run[-1] <= (1 + _FLAT) * run[0] for run in slid["alibi"])
