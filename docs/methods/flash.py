@@ -146,12 +146,9 @@ def bytes_moved(length=1024, width=64):
     figure, axes = learn.canvas(7.2, 3.2)
     axes.plot(blocks, moved, label="tile by tile", **learn.LOOKS["flash"].line)
     standard = standard_bytes(length, width, item=2) / 1e6
-    axes.axhline(
-        standard, label="table stored", color=learn.LOOKS["baseline"].colour, ls=learn.LOOKS["baseline"].dash
-    )
+    axes.plot(blocks, len(blocks) * [standard], label="table stored", **learn.LOOKS["baseline"].line)
     axes.set(xlabel="queries of a tile", ylabel="megabytes moved", xscale="log", yscale="log")
-    axes.set_xticks(blocks, blocks, minor=False), axes.set_xticks([], minor=True)
-    axes.set_title(f"{length:,} tokens, head of width {width}")
+    axes.set(xticks=blocks, xticklabels=blocks, title=f"{length:,} tokens, head of width {width}")
     axes.legend()
     learn.show(figure, "Bytes moved against the size of a tile, falling; the stored table as a level line")
 

@@ -167,20 +167,14 @@ learn.show_implementations("linformer")
 def spectrum(breadth=4.0, length=256):
     place = torch.arange(length, dtype=torch.float64)
     figure, axes = learn.canvas(7.2, 3.2)
-    for wide, name, look in (
-        (breadth, f"{breadth:g} tokens wide", "linformer"),
-        (0.1, "single tokens", "baseline"),
-    ):
+    for look, wide in (("linformer", breadth), ("baseline", 0.1)):
         scores = -(((place[:, None] - place) / wide) ** 2) / 2
         values = torch.linalg.svdvals(scores.softmax(-1))
-        share = 100 * values.cumsum(0) / values.sum()
-        style = learn.LOOKS[look].line | {"marker": None}
-        axes.plot(range(1, length + 1), share, label=name, **style)
+        style = learn.LOOKS[look].line | {"marker": None, "label": f"{wide:g} tokens wide"}
+        axes.plot(range(1, length + 1), 100 * values.cumsum(0) / values.sum(), **style)
     axes.set(xlabel="how many of the largest singular values", ylabel="share of the sum, %", ylim=(0, 103))
     axes.legend(loc="lower right")
-    learn.show(
-        figure, "A wide map has its sum in few singular values; for a map of single tokens it is a line"
-    )
+    learn.show(figure, "A wide map has its sum in few singular values; a narrow one in all of them alike")
 
 
 learn.play(spectrum, breadth=[0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0], length=[64, 128, 256, 512])

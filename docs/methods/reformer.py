@@ -169,17 +169,19 @@ learn.show_implementations("reformer")
 
 
 # %%
+angles = torch.linspace(0, torch.pi, 25)
+
+
 def found(rounds=4, buckets=16, width=32):
-    angles = torch.linspace(0, torch.pi, 25)
     x, y = torch.linalg.qr(torch.randn(400, width, 2)).Q.unbind(-1)  # 400 pairs at right angles
     turned = angles.cos()[:, None, None] * x + angles.sin()[:, None, None] * y
-    pairs = torch.cat([x[None], turned])[:, None]
-    alike = lsh_buckets(pairs, lsh_rotations(width, heads=1, n_hashes=rounds, n_buckets=buckets, seed=0))
-    alike = (alike[1:] == alike[:1])[:, 0].float()  # (angles, rounds, pairs)
+    cuts = lsh_rotations(width, heads=1, n_hashes=rounds, n_buckets=buckets, seed=0)
+    into = lsh_buckets(torch.cat([x[None], turned])[:, None], cuts)
+    alike = (into[1:] == into[:1])[:, 0].float()  # (angles, rounds, pairs)
     figure, axes = learn.canvas(7.2, 3.2)
-    for name, share in ((f"{rounds} rounds", alike.amax(1)), ("one round", alike.mean(1))):
-        look = learn.LOOKS["baseline" if name == "one round" else "reformer"]
-        axes.plot(angles.rad2deg(), 100 * share.mean(-1), label=name, **look.line)
+    for look, name, share in (("reformer", rounds, alike.amax(1)), ("baseline", 1, alike.mean(1))):
+        line = learn.LOOKS[look].line | {"label": f"rounds: {name}"}
+        axes.plot(angles.rad2deg(), 100 * share.mean(-1), **line)
     axes.set(xlabel="angle between the vectors, degrees", ylabel="found, %", title=f"{buckets} buckets")
     axes.legend()
     learn.show(figure, "The share of pairs in one bucket, falling with the angle; higher for more rounds")

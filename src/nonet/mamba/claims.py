@@ -252,8 +252,9 @@ CLAIMS = (
         "With a selective scan the model says 99.8 % of the tokens that noise hides; with a recurrence whose "
         "parameters do not depend on the token, 56.4 %.",
         "2312.00752, table 1",
-        "The same task with 4 hidden tokens among 48 (64 at full size) in place of 16 among 4,096; some"
-        " hundred steps, two layers of width 64; the control learns step sizes, B and C that no token changes.",
+        "The same task with 4 hidden tokens among 48 (64 at full size) in place of 16 among 4,096, some "
+        "hundred steps, two layers of width 64; the control learns step sizes, B and C that no token "
+        "changes.",
         _copying,
     ),
     Claim(
