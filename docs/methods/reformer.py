@@ -180,10 +180,9 @@ def found(rounds=4, buckets=16, width=32):
     alike = (into[1:] == into[:1])[:, 0].float()  # (angles, rounds, pairs)
     figure, axes = learn.canvas(7.2, 3.2)
     for look, name, share in (("reformer", rounds, alike.amax(1)), ("baseline", 1, alike.mean(1))):
-        line = learn.LOOKS[look].line | {"label": f"rounds: {name}"}
-        axes.plot(angles.rad2deg(), 100 * share.mean(-1), **line)
+        axes.plot(angles.rad2deg(), 100 * share.mean(-1), label=name, **learn.LOOKS[look].line)
     axes.set(xlabel="angle between the vectors, degrees", ylabel="found, %", title=f"{buckets} buckets")
-    axes.legend()
+    axes.legend(title="rounds")
     learn.show(figure, "The share of pairs in one bucket, falling with the angle; higher for more rounds")
 
 
