@@ -19,6 +19,7 @@ exclude_patterns = ["_build", "conf.py", "tables.py", "front.py", "notebook.py",
 
 html_theme = "furo"
 html_title = "nonet"
+html_favicon = "_static/favicon.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_math_renderer = "drawn"

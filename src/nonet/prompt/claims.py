@@ -58,6 +58,7 @@ def train_head(
     examples: _Labelled,
     test: _Labelled,
     *,
+    steps: int,
     learning_rate: float,
     seed: int,
 ) -> float:
@@ -69,7 +70,7 @@ def train_head(
         return {"ids": torch.tensor(ids), "target": torch.tensor([names.index(label) for _, label in items])}
 
     pairs = list(zip(*examples, strict=True))
-    fit(head, pairs, collate, steps=_STEPS, learning_rate=learning_rate, batch=_BATCH, seed=seed)
+    fit(head, pairs, collate, steps=steps, learning_rate=learning_rate, batch=_BATCH, seed=seed)
     given = collate(list(zip(*test, strict=True)))
     with torch.no_grad():
         right = head(**given)["logits"].argmax(-1) == given["target"]
@@ -102,16 +103,17 @@ def _few(lab: Lab) -> Finding:
         zero.append(accuracy(_pet(model, tokenizer, names, _PATTERNS[0]), *test))
         for count in counts:
             lab.say(f"{count} examples, seed {seed}")
-            examples = texts.labelled(count, seed)
+            examples, steps = texts.labelled(count, seed), max(_STEPS, 4 * count // _BATCH)
             pet = _pet(model, tokenizer, names, _PATTERNS[0])
-            train_pet(pet, *examples, steps=_STEPS, learning_rate=3e-4, batch=_BATCH, seed=seed)
+            train_pet(pet, *examples, steps=steps, learning_rate=3e-4, batch=_BATCH, seed=seed)
             words[count].append(accuracy(pet, *test))
             # The head has the better of two rates, by the test: what PET is held against is not to be weak.
             found = []
             for rate in (3e-4, 1e-3):
-                fresh = copy.deepcopy(model)
-                right = train_head(fresh, tokenizer, names, examples, test, learning_rate=rate, seed=seed)
-                found.append(right)
+                fresh, settings = copy.deepcopy(model), {"steps": steps, "seed": seed}
+                found.append(
+                    train_head(fresh, tokenizer, names, examples, test, learning_rate=rate, **settings)
+                )
             heads[count].append(max(found))
     ahead = {count: [a - b for a, b in zip(words[count], heads[count], strict=True)] for count in counts}
     verdict: Verdict = "does not hold here"
@@ -212,12 +214,13 @@ def tune(
 
 def _length(lab: Lab) -> Finding:
     lengths, steps = lab.scaled((1, 20, 40), (1, 5, 20, 40, 100)), lab.scaled(250, 500)
-    texts, model = lab.topics(), _model(lab)
+    texts = lab.topics()
     tokenizer = texts.tokenizer()
     learning, test = texts.labelled(_BATCH * steps, 0), texts.labelled(400, _TEST)
     right: dict[int, list[float]] = {length: [] for length in lengths}
-    for length in lengths:
-        for seed in lab.seeds:
+    for seed in lab.seeds:
+        model = _model(lab, seed=seed)
+        for length in lengths:
             lab.say(f"{length} vectors, seed {seed}")
             right[length].append(tune(model, tokenizer, texts.labels, learning, test, length, steps, seed))
     short, middle = mean(right[1]), mean(right[20])
@@ -231,7 +234,7 @@ def _length(lab: Lab) -> Finding:
     told = ", ".join(f"{length}: {_percent(found)}" for length, found in right.items())
     return Finding(
         verdict,
-        f"Right answers by the length of the prompt, over {len(lab.seeds)} seeds: {told}.",
+        f"Right answers by the length of the prompt after {steps} steps, over {len(lab.seeds)} models: {told}.",
         tuple(Figure(f"right, {length} vectors", tuple(found)) for length, found in right.items()),
         Plot("vectors of the prompt", "share that is right", (_curve("prompt tuning", right),), log_x=True),
     )
@@ -245,8 +248,8 @@ def _small(lab: Lab) -> Finding:
     prompts: dict[int, list[float]] = {width: [] for width in widths}
     whole: dict[int, list[float]] = {width: [] for width in widths}
     for width in widths:
-        model = _model(lab, width)
         for seed in lab.seeds:
+            model = _model(lab, width, seed=seed)
             lab.say(f"width {width}, seed {seed}")
             for length, found in ((20, prompts), (0, whole)):
                 share = tune(model, tokenizer, texts.labels, learning, test, length, steps, seed)
@@ -264,8 +267,8 @@ def _small(lab: Lab) -> Finding:
     )
     return Finding(
         verdict,
-        f"Right answers, 20 trained vectors against the whole model trained, over {len(lab.seeds)} seeds: "
-        f"{told}. Whether the gap closes at billions of weights is not tested.",
+        f"Right answers, 20 trained vectors against the whole model trained, after {steps} steps, over "
+        f"{len(lab.seeds)} models of each width: {told}. Whether the gap closes at billions of weights is not tested.",
         (
             *(Figure(f"prompt of 20, width {width}", tuple(prompts[width])) for width in widths),
             *(Figure(f"whole model, width {width}", tuple(whole[width])) for width in widths),
