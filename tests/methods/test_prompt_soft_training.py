@@ -203,8 +203,16 @@ def test_mixed_precision(prompt):
 
     exact = copy.deepcopy(model).double()
     gold = gradients(exact(ids).logits, exact)
-    with torch.autocast("cpu", torch.bfloat16):
-        ours, plain = gradients(model(ids).logits, model), gradients(oracle(bare, model, ids).logits, model)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            ours, plain = (
+                gradients(model(ids).logits, model),
+                gradients(oracle(bare, model, ids).logits, model),
+            )
+    except RuntimeError as error:
+        if "primitive descriptor for the LSTM" not in str(error):
+            raise
+        pytest.skip("PyTorch has no LSTM in bfloat16 on this processor")
     for one, other, right in zip(ours, plain, gold, strict=True):
         assert one.dtype == torch.float32
         assert_within_budget(one, other, right, "gradient")

@@ -234,7 +234,8 @@ def _length(lab: Lab) -> Finding:
     told = ", ".join(f"{length}: {_percent(found)}" for length, found in right.items())
     return Finding(
         verdict,
-        f"Right answers by the length of the prompt after {steps} steps, over {len(lab.seeds)} models: {told}.",
+        f"Right answers by the length of the prompt after {steps} steps, over {len(lab.seeds)} models: "
+        f"{told}.",
         tuple(Figure(f"right, {length} vectors", tuple(found)) for length, found in right.items()),
         Plot("vectors of the prompt", "share that is right", (_curve("prompt tuning", right),), log_x=True),
     )
@@ -268,7 +269,8 @@ def _small(lab: Lab) -> Finding:
     return Finding(
         verdict,
         f"Right answers, 20 trained vectors against the whole model trained, after {steps} steps, over "
-        f"{len(lab.seeds)} models of each width: {told}. Whether the gap closes at billions of weights is not tested.",
+        f"{len(lab.seeds)} models of each width: {told}. Whether the gap closes at billions of weights is not "
+        "tested.",
         (
             *(Figure(f"prompt of 20, width {width}", tuple(prompts[width])) for width in widths),
             *(Figure(f"whole model, width {width}", tuple(whole[width])) for width in widths),

@@ -130,7 +130,9 @@ def _compare(case: Case, function: Function, oracle: Function, arguments: Argume
     plain_outs, plain_grads = _run(case, oracle, arguments)
     outs, grads = _run(case, function, arguments)
     for name, a, p, g in zip(case.outputs, outs, plain_outs, gold_outs, strict=True):
-        assert_within_budget(a, p, g, f"{label} {name} {a.dtype}")
+        # A sum of terms that cancel is rounded as its terms are, in whatever order a processor takes them.
+        largest = g[torch.isfinite(g)].abs().max().item() if g.isfinite().any() else 0.0
+        assert_within_budget(a, p, g, f"{label} {name} {a.dtype}", scale=largest)
     # A gradient that cancels to nothing (a single key) is as exact as the others are large.
     scale = max((g.abs().max().item() for g in gold_grads.values()), default=0.0)
     for name in gold_grads:
