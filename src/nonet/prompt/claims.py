@@ -269,8 +269,8 @@ def _small(lab: Lab) -> Finding:
     return Finding(
         verdict,
         f"Right answers, 20 trained vectors against the whole model trained, after {steps} steps, over "
-        f"{len(lab.seeds)} models of each width: {told}. Whether the gap closes at billions of weights is not "
-        "tested.",
+        f"{len(lab.seeds)} models of each width: {told}. Whether the gap closes at billions of weights "
+        "is not tested.",
         (
             *(Figure(f"prompt of 20, width {width}", tuple(prompts[width])) for width in widths),
             *(Figure(f"whole model, width {width}", tuple(whole[width])) for width in widths),
