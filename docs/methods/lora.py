@@ -220,8 +220,8 @@ assert change[4] > 1.5 * chance[4]
 # ## What the paper claims, and what was found
 #
 # The paper adapts models of up to 175 billion weights. What can be counted is counted with their sizes;
-# what has to be trained is trained small. Rank one is where a small model differs: when the new text is
-# written in capital letters, most of what the model knew is of no use, and a higher rank is needed.
+# what has to be trained is trained small. Rank one is tested on a near shift, the one above, and on a far
+# one: the text in capital letters, of which the model has seen few.
 
 # %%
 learn.show_claims("lora")

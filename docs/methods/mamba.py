@@ -59,8 +59,8 @@ for lengths, name, how in ((same, "every step alike", other), (steps, "the token
     axes[1].plot(state, label=name, color=how.colour, ls=how.dash, marker=how.marker, ms=4)
 axes[0].bar(range(30), value, color=[look.colour if t in marked else other.colour for t in range(30)])
 axes[0].set(ylabel="input", title="two tokens among noise, and one number of the state")
-axes[1].set(xlabel="token", ylabel="state")
-axes[1].legend()
+axes[1].set(xlabel="token", ylabel="state, scaled", ylim=(-2, 3))
+axes[1].legend(loc="upper right", ncols=2)
 learn.show(
     figure,
     "Bars of noise with two marked tokens; a state that jumps at these and stays, another that wobbles",

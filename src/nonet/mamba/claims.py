@@ -62,12 +62,15 @@ def _copying(lab: Lab) -> Finding:
     gaps = [s - c for s, c in zip(selective, constant, strict=True)]
     verdict: Verdict = "does not hold here"
     if min(gaps) > 0.1:
-        verdict = "holds" if min(selective) >= 0.9 and max(constant) <= 0.75 else "holds in part"
+        # One seed, and a control that has not learned all that it can, bear no more than a part.
+        apart = min(selective) >= 0.9 and max(constant) <= 0.75
+        verdict = "holds" if apart and lab.full else "holds in part"
     return Finding(
         verdict,
         f"The selective scan says {_range(selective, 100)} % of the hidden tokens; the same model with step "
         f"sizes, B and C that are learned but constant, {_range(constant, 100)} % (seeds: {len(seeds)}; "
-        f"{stages[-1][0]} tokens, {data} of them data; guessing says 17 %).",
+        f"{stages[-1][0]} tokens, {data} of them data; guessing says 17 %). The difference is "
+        f"{_range(gaps, 100)} points{'' if lab.full else ', while the control is still learning'}.",
         (
             Figure("said rightly, selective", tuple(selective)),
             Figure("said rightly, constant", tuple(constant)),
@@ -108,15 +111,17 @@ def _induction(lab: Lab) -> Finding:
     verdict: Verdict = "does not hold here"
     if fails and min(far) >= 0.5:
         verdict = "holds" if learned and min(far) >= 0.95 and lab.full else "holds in part"
-    limit = reach[others[0]][-1]
-    attention = [run[-1] for name in others for run in found[name]]
+    told = "; ".join(
+        f"{name} {_range([run[0] for run in runs], 100)} % and, at {reach[name][-1]:,}, "
+        f"{_range([run[-1] for run in runs], 100)} %"
+        for name, runs in found.items()
+    )
+    never = [name for name in others if max(run[0] for run in found[name]) < 0.5]
     return Finding(
         verdict,
-        f"Trained on at most {own} tokens, Mamba gets {_range(far, 100)} % right at {lengths[-1]:,}, "
-        f"{lengths[-1] // own} times as many; attention {_range(attention, 100)} % at {limit:,}. "
-        f"At {own} tokens they get {_range([r[0] for r in found['Mamba']], 100)} % and "
-        f"{_range([r[0] for n in others for r in found[n]], 100)} % (seeds: {len(seeds)}; guessing gets "
-        "14 %).",
+        f"Right at {own} tokens, the longest of training: {told} (seeds: {len(seeds)}; 32 sequences a "
+        "length, 8 above 4,096; guessing gets 14 %)."
+        + (f" What never learned the task says nothing of length: {', '.join(never)}." if never else ""),
         tuple(
             Figure(f"{name}, right at {reach[name][-1]} tokens", tuple(run[-1] for run in runs))
             for name, runs in found.items()
@@ -254,7 +259,7 @@ CLAIMS = (
         "2312.00752, table 1",
         "The same task with 4 hidden tokens among 48 (64 at full size) in place of 16 among 4,096, some "
         "hundred steps, two layers of width 64; the control learns step sizes, B and C that no token "
-        "changes.",
+        "changes. The quick size has one seed and fewer steps, and says no more than in part.",
         _copying,
     ),
     Claim(
