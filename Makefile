@@ -34,7 +34,7 @@ test: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest tests/conformance -k 'same_again or parts_make_the_whole' --jaxtyping-packages='nonet,$(CHECKER)'
-	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 compare: $(READY)
 	$(BIN)/nonet compare --quick

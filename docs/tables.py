@@ -14,11 +14,13 @@ from pathlib import Path
 
 from nonet import Method, ledger, methods
 from nonet.bench import results, table
+from nonet.compare import store, tables
 from nonet.registry import SLOTS, parts
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "benchmarks/README.md", "docs/index.md", "docs/ledger.md")
+DOCUMENTS = ("README.md", "benchmarks/README.md", "docs/index.md", "docs/ledger.md", "docs/comparison.md")
 RESULTS = ROOT / "benchmarks" / "results"
+COMPARISONS = ROOT / "benchmarks" / "comparisons"  # folders that nonet compare wrote
 
 # The nine in the notebook's order.
 ROWS = ("flash", "matmulfree", "mamba", "tandem", "position", "prompt", "lora", "reformer", "linformer")
@@ -56,6 +58,16 @@ def measured_table() -> str:
     return table.document(results.load(RESULTS))
 
 
+def comparisons_table() -> str:
+    """Returns what came of each stored comparison."""
+    return _comparisons(full=False)
+
+
+def compared_table() -> str:
+    """Returns the same with every number."""
+    return _comparisons(full=True)
+
+
 def uses_table(chapters: str = "methods/") -> str:
     """Returns the nine methods for a learner: an intuition, an example use, and the chapter."""
     lines = ["| method | in one sentence | what it is good for |", "| --- | --- | --- |"]
@@ -88,9 +100,18 @@ TABLES: dict[str, Callable[[], str]] = {
     "slots": slots_table,
     "benchmarks": benchmarks_table,
     "measured": measured_table,
+    "comparisons": comparisons_table,
+    "compared": compared_table,
     "uses": uses_table,
     "claims": claims_table,
 }
+
+
+def _comparisons(*, full: bool) -> str:
+    folders = sorted(COMPARISONS.iterdir())
+    return "\n\n".join(
+        tables.document(store.read_plan(f), store.read_rows(f / store.ROWS), full=full) for f in folders
+    )
 
 
 def fill(text: str) -> str:

@@ -17,6 +17,11 @@ import pytest
 import torch
 
 
+def pytest_collection_modifyitems(items):
+    """Begins with the site: it is built by one process, beside which the others go on."""
+    items.sort(key=lambda item: item.path.name != "test_site.py")
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seeds():
     random.seed(0)

@@ -54,9 +54,9 @@ FULL_AROUND = Scale(
     tasks=(),
     task_length=0,
     task_steps=0,
-    blocks=(2, 3, 4, 6, 8),
+    blocks=(1, 2, 3, 4, 6, 8),
     texts=8,
-    new=64,
+    new=128,
 )
 QUICK_AROUND = replace(
     FULL_AROUND, tokens=16_384, seeds=1, evaluations=4, validation_windows=8, texts=4, new=32, repeats=3

@@ -122,6 +122,49 @@ def text_tables(plan: Record, rows: Iterable[Record]) -> list[RenderableType]:
     return [_text_table(slot, advise(slot, plan), plan) for slot in summarise(plan, rows)]
 
 
+def document(plan: Record, rows: Iterable[Record], *, full: bool = False) -> str:
+    """Returns as Markdown a table a slot with its recommendation, and on which machine it was made.
+
+    Args:
+        plan: of the comparison.
+        rows: its rows.
+        full: with every number of the plots, too.
+    """
+    parts = []
+    for slot in summarise(plan, rows):
+        advice = advise(slot, plan)
+        sheet = main_sheet(slot, advice, plan)
+        title = f"**{slot.name.capitalize()}: {slot.question}**"
+        parts += [title, _markdown(sheet), f"{sheet.note} {advice.choice} {advice.reason}"]
+        for about, numbers in number_sheets(slot) if full else ():
+            parts += [about, _markdown(numbers)]
+    return "\n\n".join([*parts, _origin(plan)])
+
+
+def _markdown(sheet: Sheet) -> str:
+    lines = [[_cell(item) for item in sheet.columns], ["---"] * len(sheet.columns)]
+    lines += [[_cell(item) for item in items] for _, items in sheet.rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(item: Item) -> str:
+    text = item.text.replace("|", "/")
+    return f"{f'**{text}**' if item.best else text}{f' ({item.small})' if item.small else ''}"
+
+
+def _origin(plan: Record) -> str:
+    """Returns on which text and machine, with which versions, and by which command."""
+    made, corpus = plan["environment"], plan["corpus"]
+    versions = ", ".join(f"{name} {made[name]}" for name in ("nonet", "torch", "transformers", "python"))
+    changed = " with changes" if made["dirty"] else ""
+    commit = f"; commit {made['commit'][:10]}{changed}" if made["commit"] else ""
+    return (
+        f"{units.count(plan['tokens'])} training tokens a model of {corpus['name']}, seeds "
+        f"{', '.join(map(str, plan['seeds']))}, on {made['gpu'] or made['cpu']} with {made['threads']} of "
+        f"{made['cores']} cores, {plan['created'][:10]}; {versions}{commit}. Again by `{plan['command']}`."
+    )
+
+
 def _text_table(slot: Slot, advice: Advice, plan: Record) -> RenderableType:
     """The columns that fit into 80 characters."""
     tokens, time = units.count(plan["tokens"]), units.seconds(slot.budget)
