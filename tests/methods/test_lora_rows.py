@@ -132,8 +132,6 @@ def test_a_mixed_batch_equals_its_rows():
     assert_as(logits(model, ids), plain, gold)
 
 
-# On a processor with AVX2 alone one gradient errs 6.3e-4 where the budget allows 4.9e-4; why is not known.
-@pytest.mark.xfail(torch.backends.cpu.get_cpu_capability() == "AVX2", reason="over budget", strict=False)
 def test_a_mixed_batch_learns_as_its_rows_do():
     names, ids = ("two", "one"), tokens(2)
 
@@ -143,10 +141,12 @@ def test_a_mixed_batch_learns_as_its_rows_do():
             (model(batch).logits.square().sum()).backward()
         return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
-    found, plain, gold = grads(several(), True), grads(several(), False), grads(several().double(), False)
-    assert set(found) == set(plain)
+    # In double precision: keys have gradients of terms that cancel, so that single precision tells little.
+    found, alone = grads(several().double(), True), grads(several().double(), False)
+    assert set(found) == set(alone)
     for name in found:
-        assert_as(found[name], plain[name], gold[name], name)
+        error = (found[name] - alone[name]).abs().max()
+        assert error <= 1e-12 * alone[name].abs().max(), name
 
 
 def test_a_mixed_batch_generates_as_its_rows_do():

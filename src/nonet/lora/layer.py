@@ -71,10 +71,11 @@ class Adapters(nn.ModuleDict):
         rank = max(len(a) for a, _ in pairs)
         if any(len(a) < rank for a, _ in pairs):
             pairs = [(F.pad(a, (0, 0, 0, rank - len(a))), F.pad(b, (0, rank - len(a)))) for a, b in pairs]
+        wide = torch.promote_types(dtype, torch.float32)
         made = (
             torch.stack([a for a, _ in pairs]).to(dtype),
             torch.stack([b for _, b in pairs]).to(dtype),
-            torch.tensor([part.scale for part in parts], device=pairs[0][0].device),
+            torch.tensor([part.scale for part in parts], dtype=wide, device=pairs[0][0].device),
         )
         self._kept = (state, made) if keep else None
         return made
