@@ -16,10 +16,12 @@ from nonet.claim import Untestable
 from nonet.compare.measure import Peak, cache_bytes
 from nonet.data import (
     EncodedCorpus,
+    Examples,
     Task,
     TaskDataset,
     accuracy,
     encode_corpus,
+    library_topics,
     load_corpus,
     make_task,
     training_windows,
@@ -143,6 +145,10 @@ class Lab:
     def topics(self) -> TopicTexts:
         """Returns a made-up language of some hundred words, whose texts have topics that have names."""
         return TopicTexts()
+
+    def docstrings(self, few: int, seed: int = 0) -> Examples:
+        """Returns docstrings and the packages they come from: ``few`` to learn from, all others to test."""
+        return library_topics(seed=seed, few=few)
 
     def pretrained(self) -> tuple[Any, Any]:
         """Returns SmolLM2-135M-Instruct in float32 and its tokenizer.
