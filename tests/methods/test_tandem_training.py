@@ -15,6 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from nonet import NonetConfig, NonetForCausalLM
 from nonet.tandem import Router, RouterTraining, Tandem, TandemConfig, secondary_from
 
 V = 61
@@ -290,6 +291,9 @@ def test_models_that_do_not_fit():
         tandem(layers=(0, 3), reading="keys_values")
     with pytest.raises(ValueError, match="needs equal widths; the primary gives 64, the secondary takes 32"):
         tandem(start="identity")
+    ours = NonetForCausalLM(NonetConfig(vocab_size=V, hidden_size=32, num_hidden_layers=2))
+    with pytest.raises(ValueError, match="secondary NonetForCausalLM cannot read another model's states"):
+        Tandem(model, ours)
 
 
 def test_options_are_checked():

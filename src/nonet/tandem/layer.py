@@ -324,5 +324,12 @@ class Tandem(nn.Module):
         embedding = self.secondary.get_input_embeddings().weight
         states = [embedding.new_zeros(1, 1, embedding.shape[1]) for _ in self.projections.depths]
         cache = TandemCache([DynamicLayer() for _ in states])
-        with torch.no_grad():
-            fill(self.secondary, cache, states, torch.zeros(1, 1, dtype=torch.long, device=embedding.device))
+        place = torch.zeros(1, 1, dtype=torch.long, device=embedding.device)
+        try:
+            with torch.no_grad():
+                fill(self.secondary, cache, states, place)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"secondary {type(self.secondary).__name__} cannot read another model's states, for which "
+                f"its layers must take a cache and a mask (B, 1, T, S), as those of Llama do: {error}"
+            ) from error
