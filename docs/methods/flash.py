@@ -39,10 +39,11 @@ lab = learn.Lab()
 # tiles so small that a tile, and what it is made of, fits into the fast memory. Turn each tile into its
 # share of the output at once, and forget it.
 #
-# One thing stands in the way: softmax divides by the sum over a *whole* row, and a tile sees only part
-# of it. The way out is to keep two numbers a row, the largest score so far and the sum so far. When a
-# later tile brings a larger score, what was collected until then is scaled down by one factor, and the
-# row is right again.
+# One thing stands in the way. Softmax takes the largest score of a row from all its scores, so that no
+# exponential overflows, and divides by the sum of the exponentials. Both need the *whole* row, and a
+# tile sees only part of it. The way out is to keep two numbers a row: the largest score so far and the
+# sum so far, `m` and `l` in the picture. When a later tile brings a larger score, what was collected
+# until then is scaled down by one factor, and the row is right again.
 
 # %% tags=["hide-input"]
 look = learn.LOOKS["flash"]
@@ -69,34 +70,39 @@ learn.show(
 # ## The mathematics
 #
 # For one block of queries $Q_i$, tiles of keys $K_j$ and values $V_j$ pass by. $S$ is a tile of scores,
-# $m$ the largest score of each row so far, $\ell$ the sum of exponentials relative to it, and $O$ the
-# output before the division:
+# $m$ the largest score of each row so far, $P$ the exponentials relative to it, $\ell$ their sum so far,
+# and $O$ the output before the division. A prime marks the new value; at the start $m = -\infty$, and
+# $\ell$ and $O$ are zero:
 #
 # $$S = \frac{Q_i K_j^\top}{\sqrt d}, \qquad m' = \max(m, \mathrm{rowmax}\, S), \qquad P = e^{S - m'}$$
 #
 # $$\ell' = e^{m - m'} \ell + \mathrm{rowsum}\, P, \qquad O' = e^{m - m'} O + P V_j$$
 #
-# After the last tile $O / \ell$ is the output. Only $L = m + \log \ell$, one number a row, is kept for
-# the way back, where each tile of $P = e^{S - L}$ is computed again.
+# After the last tile $O / \ell$ is the output. For the backward pass no score is kept, only
+# $L = m + \log \ell$, one number a row. Each tile is then computed again, and $e^{S - L}$ are its
+# weights of attention, the division included.
 #
 # | symbol | in the code | is |
 # | --- | --- | --- |
 # | $d$ | `D` | the width of a head |
+# | $S, P$ | `s`, `p` | the scores of a tile, and their exponentials |
 # | $m, \ell, O$ | `m_i`, `l_i`, `o_i` | what is kept of the row while tiles pass |
 # | $e^{m - m'}$ | `fade` | what the new maximum does to all that came before |
-# | $L$ | `lse` | the log-sum-exp, all that the backward pass needs |
+# | $L$ | `lse` | the log-sum-exp of a row, kept for the backward pass |
 
 # %% [markdown] tags=["front"]
 # ## A simple implementation
 #
-# First the oracle: plain attention, as everybody would write it. All else is held to it.
+# First the oracle, which all else is held to: plain attention, as everybody would write it. `s` holds
+# all scores, and `seen` says which key a query may see.
 
 # %% tags=["front"]
 learn.show_source(reference._softmax_v)
 
 # %% [markdown] tags=["front"]
 # Now in tiles. The loop over tiles of keys is the three formulas above, line by line; `traffic` counts
-# what crosses between the two memories.
+# what crosses between the two memories. `tiles.meet` leaves out tiles in which no query sees a key, and
+# `_finite` puts 0 for the $-\infty$ of a row that has seen none yet.
 
 # %% tags=["front"]
 learn.show_source(tiled.TiledAttention.forward)
@@ -104,8 +110,8 @@ learn.show_source(tiled.TiledAttention.forward)
 # %% [markdown] tags=["front"]
 # ## The check
 #
-# Tiles of any size give what the oracle gives, on the way back too. In float64 the difference is
-# rounding alone.
+# Tiles of any size give what the oracle gives, gradients included. In float64 the difference is rounding
+# alone.
 
 # %% tags=["front"]
 torch.manual_seed(0)
@@ -121,7 +127,8 @@ for block in (16, 64, 200):
     assert error < 1e-12
 
 # %% [markdown]
-# What models call is neither of the two, but the fastest implementation that this machine has:
+# What models call is neither of the two, but the fastest implementation that this machine has. `torch`
+# is PyTorch's fused operator, itself a FlashAttention:
 
 # %%
 learn.show_implementations("flash")
@@ -136,7 +143,7 @@ assert (fast - whole).abs().max() < 1e-5
 #
 # How many bytes move depends on the size of the tiles, and so on the fast memory. Every block of queries
 # reads all keys and values once, so larger blocks mean fewer readings. Here is what one head moves in
-# the forward pass. Move the sliders in Jupyter: where does storing the table win?
+# the forward pass, at two bytes a number. Move the sliders in Jupyter: where does storing the table win?
 
 
 # %%
@@ -147,7 +154,7 @@ def bytes_moved(length=1024, width=64):
     axes.plot(blocks, moved, label="tile by tile", **learn.LOOKS["flash"].line)
     standard = standard_bytes(length, width, item=2) / 1e6
     axes.plot(blocks, len(blocks) * [standard], label="table stored", **learn.LOOKS["baseline"].line)
-    axes.set(xlabel="queries of a tile", ylabel="megabytes moved", xscale="log", yscale="log")
+    axes.set(xlabel="queries in a tile", ylabel="megabytes moved", xscale="log", yscale="log")
     axes.set(xticks=blocks, xticklabels=blocks, title=f"{length:,} tokens, head of width {width}")
     axes.legend()
     learn.show(figure, "Bytes moved against the size of a tile, falling; the stored table as a level line")
@@ -158,8 +165,8 @@ learn.play(bytes_moved, length=[256, 512, 1024, 2048, 4096, 8192], width=[32, 64
 # %% [markdown]
 # ## A measurement
 #
-# Bytes are not seconds. So here, now: a forward pass over 4 heads of 64, by the fast path and with the
-# table stored, at growing lengths. Times are medians of calls that are made in turns; memory is the peak
+# Bytes are not seconds. So here, now: a forward pass over 4 heads of width 64, by the fast path and with
+# the table stored, at growing lengths. Times are medians of calls made in turns; memory is the peak
 # above what was in use before.
 
 # %%
@@ -177,8 +184,8 @@ print(f"On {lab.threads} threads, at {length:,} tokens: {faster:.1f} times as fa
 assert memory["fast path"] < memory["table stored"]
 
 # %% [markdown]
-# The numbers of the library's readable version can be counted instead of timed. For one head the counter
-# and the formula agree to the byte:
+# Bytes can be counted, too. The readable version counts what it moves, and for one head the counter and
+# the formula agree to the byte:
 
 # %%
 traffic = tiled.Traffic()
@@ -201,7 +208,8 @@ learn.show_claims("flash")
 # ## When not to use it
 #
 # The result is exact, so there is no quality to lose. But the arithmetic still grows with the square of
-# the length: twice the text takes four times as long. For very long texts look at a window (`window=`),
+# the length: twice the text takes four times as long. For very long texts look at a window (`window=`;
+# tiles outside it can be left out, as `tiled_attention` does, while PyTorch's operator only masks them),
 # at the recurrent mixers (Mamba, MatMul-free), or at the approximations (Reformer, Linformer). Below a
 # few hundred tokens the table is small and little is won.
 #
@@ -215,11 +223,13 @@ learn.show_claims("flash")
 #
 # `tiled_bytes(1024, 64, 256, 64)` moves four times fewer keys and values than `tiled_bytes(1024, 64, 64,
 # 256)`: the queries of a block decide how often keys and values are read, and the keys of a tile only
-# how much is read at a time. That is why FlashAttention-2 puts the loop over queries outside.
+# how much is read at a time. That is so because the loop over queries is the outer one, as in
+# FlashAttention-2. In the first FlashAttention it was the inner one, and queries and outputs went back
+# and forth for every block of keys.
 #
 # </details>
 
 # %%
-wide, tall = tiled_bytes(1024, 64, 256, 64), tiled_bytes(1024, 64, 64, 256)
-print(f"256 queries by 64 keys: {wide:,} bytes; 64 by 256: {tall:,}")
-assert wide < tall
+tall, wide = tiled_bytes(1024, 64, 256, 64), tiled_bytes(1024, 64, 64, 256)
+print(f"256 queries by 64 keys: {tall:,} bytes; 64 by 256: {wide:,}")
+assert tall < wide

@@ -14,9 +14,9 @@
 # # Linformer
 #
 # In attention every token is a query, and every token is also a key. Twice the text means twice the
-# queries and, for each of them, twice the keys: four times the work. Must every query have every key to
-# itself? Linformer lets a fixed number of learned mixtures stand for all the keys, so that twice the
-# text is twice the work.
+# queries and, for each of them, twice the keys: four times the work. Must every query be compared with
+# every single key? Linformer lets a fixed number of learned mixtures stand for all the keys, so that
+# twice the text is twice the work.
 #
 # You need to know what attention computes, and a little PyTorch. Reading takes a quarter of an hour.
 
@@ -85,9 +85,11 @@ learn.show(
 # The square table of $n^2$ scores has become one of $n k$. The paper's argument that a fixed $k$ can do
 # rests on random projections: they hardly change the product of two vectors, however long these are.
 #
-# A slot sums over the *whole* text, so the future is in it, and no mask can take it out again. A language
-# model needs another form, which is this library's own and not the paper's: cut the text into blocks,
-# and let a query see the slots of the blocks that are finished and the tokens of its own block.
+# A slot sums over the *whole* text, so the future is in it, and no mask can take it out again. A
+# language model needs another form, which is this library's own and not the paper's: cut the text into
+# blocks, and let a query see the slots of the blocks that are finished and the tokens of its own block
+# up to itself. There $E$ and $F$ have a column for each token of a block, and one softmax weighs slots
+# and tokens.
 #
 # | symbol | in the code | is |
 # | --- | --- | --- |
@@ -95,20 +97,23 @@ learn.show(
 # | $E, F$ | `e`, `f` | what mixes keys, what mixes values |
 # | $E K, F V$ | `slot_k`, `slot_v` | the slots |
 # | $n, k$ | `keys`, `slots` | tokens of a text; slots |
-# | $d$ | `D` | the width of a head |
+# | $1 / \sqrt d$ | `scale` | where $d$ is the width of a head |
 
 # %% [markdown] tags=["front"]
 # ## A simple implementation
 #
 # It is attention with one line before it for the keys and one for the values. A text that is shorter
-# than the longest uses the first columns of `e` and `f`.
+# than the longest uses the first columns of `e` and `f`. Several heads of queries may share a head of
+# keys; `repeat_interleave` hands each of them its copy.
 
 # %% tags=["front"]
 learn.show_source(reference.linformer_attention)
 
 # %% [markdown]
 # The form for language models needs more care about who may see what: `seen` says it, for the slots of
-# finished blocks first and for the tokens of a query's own block behind them.
+# finished blocks first and for the tokens of a query's own block behind them. `p` is the place of a
+# query, `j` that of a key, and `m` the block of a slot. `past` counts tokens that were read in earlier
+# calls.
 
 # %%
 learn.show_source(reference.block_linformer_attention)
@@ -137,7 +142,8 @@ print(f"24 slots, fast path against oracle, gradients included: {error:.1e}")
 assert error < 1e-11
 
 # %% [markdown]
-# Now the leak. Change the last of 96 tokens: do the outputs before it change?
+# Now the leak. Change the last of 96 tokens: do the outputs before it change? `summarise` makes the
+# slots of each block of 16, so the form in blocks takes 16 columns of `e` and `f`.
 
 # %%
 later = torch.cat([k[:, :, :-1], k[:, :, -1:] + 1], dim=2)
@@ -157,10 +163,11 @@ learn.show_implementations("linformer")
 # %% [markdown]
 # ## Play
 #
-# How much of a map do its first patterns hold? Take maps in which a query looks at its neighbourhood, with
-# weights that fade with the distance as a bell curve `breadth` tokens wide. The share of the largest
-# singular values in their sum says how much as many of the best possible patterns could keep. Move the
-# sliders in Jupyter: which maps are of low rank? And does a longer text need more patterns?
+# How much of a map do its first patterns hold? Take maps in which a query looks at its neighbourhood,
+# with weights that fade with the distance as a bell curve `breadth` tokens wide. Add up the largest
+# singular values: their share of the sum of all says how much of the map that many patterns could keep
+# at best. The grey curve is a map in which every token looks at itself alone. Move the sliders in
+# Jupyter: which maps are of low rank? And does a longer text need more patterns?
 
 
 # %%
@@ -180,8 +187,9 @@ def spectrum(breadth=4.0, length=256):
 learn.play(spectrum, breadth=[0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0], length=[64, 128, 256, 512])
 
 # %% [markdown]
-# A map in which every token looks at one of its own has full rank, and no few slots can stand for it. The
-# wider the look, the fewer patterns are needed. So the method is a bet on what attention is used for.
+# A map in which every token looks at one of its own has full rank, and a few slots cannot stand for it.
+# The wider the look, the fewer patterns are needed. So the method is a bet on what attention is used
+# for.
 #
 # ## A measurement
 #
@@ -212,8 +220,8 @@ print(f"{times[ways[2]] / times[ways[0]]:.1f} as fused attention, on {lab.thread
 assert memory["Linformer"] < memory["exact, stored"]
 
 # %% [markdown]
-# The time saved is real against both. The memory saved is saved by a fused kernel just as well, and that
-# one is exact.
+# Here the time saved is real against both. A fused kernel saves the memory just as well, and it is
+# exact.
 #
 # Then the quality, on a task that asks for the sharpest of maps: to say a word of 15 tokens a second time.
 # Small language models with blocks of 8 tokens learn it with full attention, with 8 slots a block, which
@@ -244,8 +252,8 @@ assert right["slots: 1"] < right["full"]
 #
 # ## What the paper claims, and what was found
 #
-# The paper trains large encoders on words of English. The ledger's are small, read bytes of Python
-# source, and are trained for moments; cost can be tested at the paper's own lengths.
+# The paper trains large encoders on words of English. Those trained for the table are small, read bytes
+# of Python source, and are trained for moments; cost can be tested at the paper's own lengths.
 
 # %%
 learn.show_claims("linformer")

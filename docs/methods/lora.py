@@ -16,7 +16,8 @@
 # A trained model is to learn a new task. Training all of its weights needs four times their memory: the
 # weights, their gradients, and two averages that the optimizer keeps. And what comes out is a second
 # model, as large as the first, for every task. LoRA freezes the weights and trains a small addition to
-# each of them. Afterwards the addition can be added to the weights, and the model is as fast as before.
+# each weight matrix. Afterwards the addition can be added to the weights, and the model is as fast as
+# before.
 #
 # You need to know what a linear layer computes, and a little PyTorch. Reading takes a quarter of an
 # hour.
@@ -87,7 +88,8 @@ learn.show(figure, "A large frozen square, plus the product of a thin upright an
 # %% [markdown] tags=["front"]
 # ## A simple implementation
 #
-# The formula, line by line. `keep` is a mask for dropout, which acts on the input of $A$ only.
+# The formula, line by line. Every row of `x` is one input. `keep` is a mask for dropout, which acts on
+# the input of $A$ only.
 
 # %% tags=["front"]
 learn.show_source(reference.lora_linear)
@@ -97,7 +99,9 @@ learn.show_source(reference.lora_linear)
 #
 # First the operation: what layers call agrees with the lines above, gradients included. Then a whole
 # model: with the term beside the weights and with the term added to them it says the same, and taking it
-# out again gives back the old weights to the bit.
+# out again gives back the old weights to the bit. `add_lora` gives factors to every linear layer but the
+# last; the `targets` of `LoraConfig` can name others. The paper's main runs take queries and values
+# only.
 
 # %% tags=["front"]
 torch.manual_seed(0)
@@ -157,7 +161,8 @@ learn.play(numbers_trained, width=[256, 576, 1024, 4096, 12288], times_wider=[1,
 #
 # A small model reads source code, byte by byte. Then it gets the same kind of text written in another
 # way: every blank has become an underscore. It is adapted three times, with the same steps on the same
-# text.
+# text; `alpha` is twice the rank, so that $s$ is 2 at both ranks. Factors get a higher learning rate
+# than weights do. The loss is in nats a byte, and less is better.
 
 # %%
 text = lab.text()
@@ -186,8 +191,9 @@ assert shares["rank 1"] > 0.6
 
 # %% [markdown]
 # Is the change really simple? Here are the weights that were trained *without* LoRA. The singular values
-# of a change say how large it is in each of its directions. If the first few held everything, the curve
-# would be at one at once. A random matrix of the same size shows what a change without any pattern does.
+# of a change say how large it is in each of its directions. The curve adds up their squares, largest
+# first. If the first few held everything, it would be at one at once. A random matrix of the same size
+# shows what a change without any pattern does.
 
 
 # %%

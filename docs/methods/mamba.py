@@ -35,13 +35,14 @@ lab = learn.Lab()
 # ## The idea
 #
 # Think of a row of leaking tanks, each with its own leak. At every token the tanks leak for a while and
-# then something is poured in. Older recurrences of this kind have the same while and the same pouring
-# for every token, so they treat a comma like a name. In Mamba the token says how long the step is. A
-# long step empties the tanks of what was before and fills them with the token. A step of zero leaves
-# everything as it is: the token is passed over. What is poured into which tank, and what is read out of
-# which, is the token's choice too.
+# then something is poured in. In older recurrences of this kind the time and the pouring are the same
+# for every token, so they treat a comma like a name. In Mamba the token says how long the tanks leak:
+# that time is its *step*. A long step empties the tanks of what was before and fills them with the
+# token. A step of zero leaves everything as it is: the token is passed over. What is poured into which
+# tank, and what is read out of which, is the token's choice too.
 #
-# So the memory never grows, and yet it holds what matters for as long as it matters.
+# So the memory never grows, and yet it can hold what matters for as long as it matters. In the picture
+# two tokens are marked. The steps were set by hand: long at these two, short at all others.
 
 # %% tags=["hide-input"]
 look, other = learn.LOOKS["mamba"], learn.LOOKS["baseline"]
@@ -69,17 +70,21 @@ learn.show(
 # %% [markdown] tags=["front"]
 # ## The mathematics
 #
-# Every channel $u$ has $N$ numbers of state $h$. For the token at $t$:
+# Tokens come as many channels, each a number $u_t$ a token. A channel has $N$ numbers of state $h$, and
+# so do $A$, $B_t$ and $C_t$; products are taken number by number, and the dot sums them up. For the
+# token at $t$:
 #
 # $$h_t = e^{\Delta_t A}\, h_{t-1} + \Delta_t\, B_t\, u_t, \qquad y_t = C_t \cdot h_t + D\, u_t$$
 #
-# The step, the writing and the reading are computed from the token, which is what *selective* means:
+# The step, the writing and the reading are computed from the whole token $\mathbf u_t$, all its
+# channels, which is what *selective* means:
 #
-# $$\Delta_t = \mathrm{softplus}(W_\Delta u_t + b), \qquad B_t = W_B u_t, \qquad C_t = W_C u_t$$
+# $$\Delta_t = \mathrm{softplus}(W_\Delta \mathbf u_t + b), \qquad B_t = W_B \mathbf u_t, \qquad C_t = W_C \mathbf u_t$$
 #
-# $A$ is negative and fixed once trained, so $e^{\Delta A}$ lies between 0 and 1: near 1 for a short
-# step, near 0 for a long one. Nothing in a step depends on other tokens but $h$, so all else is computed
-# for the whole text at once.
+# $\Delta_t$ has a number for each channel; softplus, $\log(1 + e^x)$, makes it positive. $A$ is negative
+# and fixed once trained, so $e^{\Delta A}$ lies between 0 and 1: near 1 for a short step, near 0 for a
+# long one. Of other tokens a step needs nothing but $h$, so all else is computed for the whole text at
+# once.
 #
 # | symbol | in the code | is |
 # | --- | --- | --- |
@@ -87,20 +92,23 @@ learn.show(
 # | $h_t$ | `h` | the state, $N$ numbers a channel |
 # | $\Delta_t$ | `dt` | the length of the step, for every token and channel |
 # | $A$ | `A` | how fast each number of the state fades |
-# | $B_t$, $C_t$ | `B`, `C` | what is written where, and what is read from where; shared by the channels |
+# | $B_t$, $C_t$ | `B`, `C` | what is written where, what is read from where; the same for all channels |
 # | $D$ | `D` | how much of the input goes past the state |
 
 # %% [markdown] tags=["front"]
 # ## A simple implementation
 #
-# One token after the other, two equations a token. The last lines let the input pass by, and a gate `z`
-# close over the output.
+# One token after the other, two equations a token. Below the loop, `D` lets the input pass by the state,
+# and `z`, a second projection of the token, is a gate on the output: it is multiplied by
+# $\mathrm{SiLU}(z) = z\, \sigma(z)$.
 
 # %% tags=["front"]
 learn.show_source(reference.selective_scan)
 
 # %% [markdown]
-# In front of it stands a short convolution, so that a token knows its neighbours when it decides:
+# In front of it stands a short convolution, so that a token knows the three before it when it decides.
+# `nonet.mamba.Mamba` is the whole block: a projection makes its input and `z`, then come the convolution
+# and the scan, and a projection back.
 
 # %%
 learn.show_source(reference.causal_conv1d)
@@ -108,8 +116,8 @@ learn.show_source(reference.causal_conv1d)
 # %% [markdown] tags=["front"]
 # ## The check
 #
-# The fast path computes the same numbers, and their gradients. And a text that is read in two pieces,
-# with the state handed over, gives what it gives when it is read whole.
+# The fast path computes the same numbers, up to rounding. And a text that is read in two pieces, with
+# the state handed over, gives what it gives when it is read whole.
 
 # %% tags=["front"]
 torch.manual_seed(0)
@@ -140,8 +148,9 @@ learn.show_implementations("mamba")
 # ## Play
 #
 # One number is written at the first token, and then come tokens that do not matter. How much of it is
-# left depends on the step that these take. Move the sliders in Jupyter: a network that wants to remember
-# for a thousand tokens has to learn steps below a thousandth, and the fading rate $A$ sets the scale.
+# left depends on the step that these take. Move the sliders in Jupyter: `step` is $\Delta$ of the later
+# tokens, `rate` is $-A$. With a rate of 1, a network that wants to remember for a thousand tokens has to
+# learn steps of a thousandth or less.
 
 
 # %%
@@ -165,7 +174,7 @@ learn.play(left_over, step=[0.0, 0.001, 0.005, 0.02, 0.1, 0.5], rate=[0.25, 1.0,
 # ## A measurement
 #
 # First the scan itself, of 256 channels with 16 numbers each, against the loop above in PyTorch. Times
-# are medians of calls made in turns.
+# are medians of a few calls.
 
 # %%
 rows = []
@@ -186,7 +195,7 @@ learn.show_table(("tokens", "fast path, ms", "a loop, ms", "times as fast"), row
 print(f"on {lab.threads} threads")
 
 # %% [markdown]
-# Then what a token costs once a text is there. The block keeps its state, and nothing else:
+# Then what one more token costs once a text is there. The block keeps its state, and nothing else:
 
 # %%
 block = Mamba(64).eval()
@@ -211,8 +220,8 @@ learn.show_claims("mamba")
 #
 # What was not written down is gone. Where a text has to be copied word for word, or a key looked up
 # among many, attention sees the very tokens and a state of fixed size does not. On short texts attention
-# is as fast or faster, and Mamba's steps are best at lengths where attention begins to hurt. On a
-# machine without a kernel for it the loop is slow: look at the table of implementations above.
+# is as fast or faster; Mamba pays where texts are so long that attention begins to hurt. Without a
+# kernel the scan is slower: look at the table of implementations above.
 #
 # ## Exercise
 #
@@ -223,7 +232,8 @@ learn.show_claims("mamba")
 # <details><summary>Answer</summary>
 #
 # A step of zero: $e^{0 \cdot A} = 1$, and nothing is written. The output is still read from the state by
-# the token's own $C_t$. This is how the library treats padding.
+# the token's own $C_t$, and $D u_t$ is added where there is a $D$. This is how the library treats
+# padding.
 #
 # </details>
 

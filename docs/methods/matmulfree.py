@@ -15,8 +15,8 @@
 #
 # A language model spends nearly all of its time and energy on products of matrices, and most of its
 # memory on the numbers in them. Two ideas do without: let every weight be -1, 0 or 1, so that a product
-# is nothing but additions; and let tokens be mixed by a recurrence whose gates look at one token at a
-# time, so that no token is multiplied with another.
+# is nothing but additions and subtractions; and let tokens be mixed by a recurrence whose gates look at
+# one token at a time, so that no token is multiplied with another.
 #
 # You need to know what a linear layer and attention do, and a little PyTorch. Reading takes a quarter of
 # an hour.
@@ -73,24 +73,29 @@ learn.show(
 # ## The mathematics
 #
 # A ternary layer rounds both its weights and its input. With a matrix $W$ and a token $x$, which has
-# been through an RMSNorm:
+# been through an RMSNorm (divided by its root mean square, and each entry times a learned weight):
 #
 # $$\gamma = \mathrm{mean}|W|, \qquad \tilde W = \mathrm{clip}\left(\mathrm{round}(W / \gamma), -1, 1\right)$$
 #
 # $$s = \frac{127}{\max|x|}, \qquad y = \mathrm{round}(s\, x)\, \tilde W^\top \cdot \frac{\gamma}{s}$$
 #
 # The sum over a row of $\tilde W$ has only additions and subtractions of whole numbers. The token mixer,
-# MLGRU, has three ternary projections of the token, and a memory $h$ that is updated number by number:
+# called MLGRU, has three ternary projections of the token, a fourth for its output, and a memory $h$
+# that is updated number by number. With the sigmoid $\sigma$ and $\mathrm{SiLU}(a) = a\, \sigma(a)$:
 #
 # $$f_t = \sigma(W_f x_t), \qquad h_t = f_t\, h_{t-1} + (1 - f_t)\, \mathrm{SiLU}(W_i x_t)$$
 #
 # $$y_t = W_o\left(\mathrm{RMSNorm}(W_g x_t)\; \mathrm{SiLU}(h_t)\right)$$
 #
+# The last line is that of the authors' code. The paper's text has $\sigma(W_g x_t)\, h_t$ in the brackets;
+# `MLGRU(E, form="paper")` computes that.
+#
 # | symbol | in the code | is |
 # | --- | --- | --- |
 # | $\tilde W$, $\gamma$ | `PackedTernary.unpack()`, `.scale` | the matrix of -1, 0 and 1, and its unit |
-# | $s$ | `s` | the scale of a token, so that its largest entry becomes 127 |
-# | $f_t$ | `f` | what each cell keeps |
+# | $s$ | `s` in `_times` | the scale of a token, so that its largest entry becomes 127 |
+# | $1 / \gamma$ | `s` in `bit_linear` | the scale of the matrix |
+# | $f_t$ | `f` | the part that each cell keeps |
 # | $(1 - f_t)\,\mathrm{SiLU}(\cdot)$ | `i` | what each cell takes in |
 # | $h_t$ | what `hgrn_scan` returns | the memory after token $t$ |
 
@@ -98,19 +103,21 @@ learn.show(
 # ## A simple implementation
 #
 # The ternary layer, as it is trained. `_straight_through` returns the rounded value and hands the
-# gradient to what was rounded.
+# gradient to what was there before rounding.
 
 # %% tags=["front"]
 learn.show_source(reference.bit_linear, reference._times, reference._straight_through)
 
 # %% [markdown] tags=["front"]
-# And the recurrence, one step after the other:
+# And the recurrence, one step after the other. `nonet.matmulfree.MLGRU` is the whole mixer: the
+# projections around it, too.
 
 # %% tags=["front"]
 learn.show_source(reference.hgrn_scan)
 
 # %% [markdown]
-# Once training is over, weights are rounded for good, and `pack_ternary` puts four into a byte:
+# Once training is over, the weights are rounded for good, as below, and `pack_ternary` puts four of them
+# into a byte:
 
 # %%
 learn.show_source(packed.absmean_ternary)
@@ -118,8 +125,9 @@ learn.show_source(packed.absmean_ternary)
 # %% [markdown] tags=["front"]
 # ## The check
 #
-# The packed layer gives the bits of the layer that it was packed from, since its sums are sums of whole
-# numbers. The recurrence gives what its oracle gives, in one call or in two.
+# The packed layer gives what the layer that it was packed from gives, bit for bit, since its sums are
+# sums of whole numbers. The recurrence gives what its oracle, the loop above, gives, also when it is
+# called twice and the state is handed over.
 
 # %% tags=["front"]
 torch.manual_seed(0)
@@ -149,8 +157,8 @@ learn.show_implementations("matmulfree")
 # ## Play
 #
 # A gate decides how long a memory lasts: after $n$ steps, $f^n$ of a thing is left. Move the slider in
-# Jupyter. For which gate is half of it left after 100 tokens? Deep layers have a lower bound below their
-# gates, so that they remember longer.
+# Jupyter. For which gate is half of it left after 100 tokens? In the model the gates of deeper layers
+# have a learned lower bound, so that they remember longer.
 
 
 # %%
@@ -167,13 +175,13 @@ def remembered(gate=0.97, steps=200):
     learn.show(figure, f"What is left of one input under a gate of {gate}, falling with every token")
 
 
-learn.play(remembered, gate=[0.5, 0.8, 0.9, 0.97, 0.99, 0.995, 0.999], steps=[50, 200, 500])
+learn.play(remembered, gate=[0.5, 0.8, 0.9, 0.97, 0.99, 0.993, 0.999], steps=[50, 200, 500])
 
 # %% [markdown]
 # ## A measurement
 #
 # What do packed weights save, and what do they cost? A layer of 1,024 by 1,024 for one token, as in
-# decoding: memory by arithmetic, time here and now. The product runs in PyTorch, which unpacks the
+# decoding: memory is counted, time is taken here and now. The product runs in PyTorch, which unpacks the
 # weights first; additions become faster than products only in kernels made for them.
 
 # %%
@@ -191,8 +199,8 @@ print(f"{dense.nbytes / w.nbytes:.1f} times smaller; {lab.threads} threads.")
 assert dense.nbytes / w.nbytes > 15.9
 
 # %% [markdown]
-# The recurrence, against a loop over time in PyTorch. Its time grows with the length, and its memory is
-# the state:
+# The recurrence, against a loop over time in PyTorch. Its time grows with the length; what it remembers
+# does not:
 
 # %%
 f, i = torch.rand(1, 256, 2048), torch.randn(1, 256, 2048)
@@ -215,14 +223,15 @@ learn.show_claims("matmulfree")
 # ## When not to use it
 #
 # Do not round a trained dense model: it is destroyed. A ternary model is trained from the start, with
-# products as dense as ever; only what comes after is cheap, and only where kernels or hardware add
-# faster than they multiply. The memory has a fixed size, so a token that has to be found again exactly,
-# far back, may be gone: attention finds it, a gated memory has to have kept it.
+# products as dense as ever, and at a higher learning rate, since steps have to carry weights over a
+# rounding boundary; only what comes after is cheap, and only where kernels or hardware add faster than
+# they multiply. The memory has a fixed size, so a token that has to be found again exactly, far back,
+# may be gone: attention finds it, a gated memory has to have kept it.
 #
 # ## Exercise
 #
 # Two bits a weight can tell four values apart, and three are used. How many ternary weights fit into a
-# byte, if no code is wasted? What would that save?
+# byte at most? What would that save?
 
 # %% [markdown]
 # <details><summary>Answer</summary>

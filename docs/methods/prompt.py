@@ -99,6 +99,10 @@ learn.show(
 #
 # $$L = (1 - \alpha) L_{\mathrm{CE}} + \alpha L_{\mathrm{LM}}$$
 #
+# Here $L_{\mathrm{CE}} = -\log q(l \mid x)$ for the right label $l$. In the paper every label has one
+# word, a single token, and $\alpha$ is 0.0001. Without texts that have no label the second loss is left
+# out.
+#
 # Trained vectors are simpler. Prompt tuning puts $n$ rows $C$ in front of the text's embeddings $X$, and
 # a prefix puts $n$ keys $K_C$ and values $V_C$ in front of those of every layer. $Q$ are the queries,
 # $D$ is the width of a head, and $[\,;\,]$ puts one under the other:
@@ -118,15 +122,16 @@ learn.show(
 # %% [markdown] tags=["front"]
 # ## A simple implementation
 #
-# The score of the labels for one text, as the formula says. `causal` is true for a model that reads from
-# left to right: there, a word is predicted at the place before it.
+# The score of the labels for one text, as the formula says. A word may be several tokens; their
+# logarithms are added up. `causal` is true for a model that reads from left to right: there, a word is
+# predicted at the place before it.
 
 # %% tags=["front"]
 learn.show_source(reference.label_scores)
 
 # %% [markdown]
-# A prompt of vectors is so simple that there is little to show. This is all that a prefix does in a layer:
-# its keys, and likewise its values, go in front of the layer's own.
+# A prompt of vectors is so simple that there is little to show. This is all that a prefix does in a
+# layer: its keys, and likewise its values, go in front of the layer's own, the same ones for every text.
 
 # %%
 learn.show_source(prefix._join)
@@ -206,7 +211,8 @@ learn.play(
 # ## A measurement
 #
 # Here, now: ten labelled examples, and fifty. Once they train the model through its pattern, and once a
-# new head on the same model, with the same number of steps. Both models are trained whole.
+# new head on the same model, with the same number of steps, each at a learning rate that suits it. Both
+# models are trained whole.
 
 # %%
 rows, found = [], {}

@@ -92,6 +92,10 @@ learn.show(
 # $$P_i = \bigcup_r \{ j : h_r(q_i) = h_r(q_j),\; j \text{ near } i \}, \qquad
 # o_i = \sum_{j \in P_i} \frac{e^{q_i \cdot k_j}}{\sum_{n \in P_i} e^{q_i \cdot k_n}}\, v_j$$
 #
+# When the text is read from left to right, only $j \le i$ counts. In the paper the sorted order is cut
+# into chunks, and near is what lies in the same chunk or in the one before. Here near is a fixed number
+# of places, since a token that comes later would shift the chunks.
+#
 # A reversible layer turns a pair of streams into another, and back:
 #
 # $$Y_1 = X_1 + F(X_2), \qquad Y_2 = X_2 + G(Y_1)$$
@@ -104,7 +108,7 @@ learn.show(
 # | $R$ | `rotations` | random directions, another matrix for every round and head |
 # | $h(x)$ | `buckets` | the bucket of each token, by round |
 # | $r$ | up to `n_hashes` | a round of hashing |
-# | near | `window` | at most so many places apart in the bucket: twice `bucket_size` |
+# | near | `window` | fewer than so many places apart in the bucket: twice `bucket_size` |
 # | $F, G$ | `f`, `g` | attention and feed-forward, each with its norm |
 
 # %% [markdown] tags=["front"]
@@ -112,7 +116,9 @@ learn.show(
 #
 # The oracle writes down the whole table of scores and strikes out what no round shows. It saves nothing;
 # it says what is to be computed. `n` counts the rounds that show a key; clamped to one, its logarithm is
-# zero where a key is seen and minus infinity where it is not.
+# zero where a key is seen and minus infinity where it is not. `attend="bucket"` is the form above,
+# `"chunk"` the paper's, and `"loose"` that of common code, which looks into other buckets too. `real` is
+# false where a text is padded.
 
 # %% tags=["front"]
 learn.show_source(reference.lsh_attention, reference.shown)
@@ -131,7 +137,8 @@ learn.show_source(reversible._Reversible.backward)
 # ## The check
 #
 # The sorted path gives what the oracle gives, gradients included; and with windows as long as the
-# text, more and more rounds come close to attention over all earlier tokens.
+# text, more and more rounds come close to attention over all earlier tokens. The distance is given in
+# percent of the size of what full attention says.
 
 # %% tags=["front"]
 torch.manual_seed(0)
@@ -163,9 +170,10 @@ learn.show_implementations("reformer")
 # %% [markdown]
 # ## Play
 #
-# How likely do two vectors share a bucket at least once? It falls with the angle between them, rises
-# with rounds, and falls with buckets. Ideal would be a cliff: all near ones found, no far one looked at.
-# Move the sliders in Jupyter: what do more rounds cost you at ninety degrees?
+# How likely is it that two vectors share a bucket at least once? It falls with the angle between them,
+# rises with rounds, and falls with buckets. Ideal would be a cliff: all near ones found, no far one
+# looked at. Move the sliders in Jupyter: what do more rounds cost you at ninety degrees, where a pair
+# that is found is work wasted?
 
 
 # %%
@@ -214,7 +222,8 @@ print(", ".join(f"{way} {times[ways[0]] / times[way]:.1f}" for way in ways[1:]))
 # its price from the first token on: from which length it pays depends on rounds and machine.
 #
 # Now memory. Small models with hashed attention, a pass forward and one back, by depth: once with layers
-# undone, once with the same two streams stored for PyTorch to differentiate.
+# undone, once with the same two streams stored for PyTorch to differentiate. In the `Memo` a branch
+# notes its buckets.
 
 
 # %%
@@ -244,8 +253,8 @@ assert peaks["undone"][-1] < peaks["stored"][-1]
 
 # %% [markdown]
 # What little it still rises is mostly the memory allocator's, which does not hand back every piece; the
-# ledger below counts what is kept, layer by layer. Each layer keeps nothing but the buckets of its tokens:
-# rounding could otherwise put a token into another bucket when the layer is run again.
+# table below counts what is kept, layer by layer. Each layer keeps nothing but the buckets of its
+# tokens: rounding could otherwise put a token into another bucket when the layer is run again.
 #
 # ## What the paper claims, and what was found
 #
@@ -273,7 +282,7 @@ learn.show_claims("reformer")
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Rounds are independent, so $R$ rounds miss with probability $(1 - p)^R$. With $p = 0.5$ six rounds miss
+# Rounds are independent, so $m$ rounds miss with probability $(1 - p)^m$. With $p = 0.5$ six rounds miss
 # one time in 64 and seven one time in 128: seven rounds. The cell below counts it with real hashes: it
 # measures $p$ at one angle in one round, and compares what the formula makes of it with what is found.
 #

@@ -308,8 +308,8 @@ CLAIMS = (
     Claim(
         "rope-stretched",
         "Beyond its length plain RoPE fails (perplexity above 1,000); interpolated (PI) it stays below 20 at "
-        "four times the length untrained, and 1,000 steps bring 6.96, better than 7.20 of the short model "
-        "and 7.69 of plain RoPE taught as long. NTK-aware scaling is better than PI untrained.",
+        "four times the length untrained, and 1,000 steps bring 6.95, better than 7.20 of the short model "
+        "and 7.69 of plain RoPE taught at that length. NTK-aware scaling is better than PI untrained.",
         "2306.15595, section 3.2; 2309.00071, section 3.1",
         "The same small models at 2, 4 and 8 times their length with PI, NTK-aware scaling and YaRN; some "
         "are then taught for a few steps at 4 times.",
@@ -319,14 +319,14 @@ CLAIMS = (
         "alibi-interpolated",
         "With slopes scaled by the length of training over that of the input, ALiBi reads about twice as "
         "long texts without loss and without training.",
-        "2310.13017",
+        "2310.13017; twice is from the authors' model card of btlm-3b-8k",
         "The same small models at 1, 2 and 4 times their length, with slopes kept and scaled.",
         _flatter,
     ),
     Claim(
         "rope-bounds",
-        "Between places that were trained, scores of RoPE are bounded about 600 times tighter than beyond "
-        "them.",
+        "Between places that were trained, scores of RoPE are bounded at least about 600 times tighter than "
+        "beyond them.",
         "2306.15595, section 2.3, theorem 2.1 and figure 2",
         "Both bounds computed at full size, 128 dims and 2,048 places; scores fitted to noise, as in the "
         "paper's figure, read between and beyond these places.",

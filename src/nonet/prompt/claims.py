@@ -28,7 +28,8 @@ _PATTERNS = ("{text} it is about {blank}", "{text} they speak of {blank}", "{tex
 _WORDS = ("house", "time", "year", "woman")  # that have nothing to do with the topics they shall stand for
 _TEST = 999  # seed of the texts that are judged by
 _STEPS, _BATCH, _AT_ONCE = 40, 16, 50
-_ASKED = 300  # docstrings that are judged by
+_DOCSTRING = "{text}\nThis describes a part of Python's package {blank}"
+_ASKED = 200  # docstrings that are judged by
 _Labelled: TypeAlias = tuple[list[str], list[str]]  # texts, and the topic of each
 
 
@@ -63,6 +64,7 @@ def train_head(
     *,
     steps: int,
     learning_rate: float,
+    batch: int = _BATCH,
     seed: int,
 ) -> float:
     """Trains a new head on a model, and the model with it; returns the share of test texts it gets right."""
@@ -77,7 +79,7 @@ def train_head(
         }
 
     pairs = list(zip(*examples, strict=True))
-    fit(head, pairs, collate, steps=steps, learning_rate=learning_rate, batch=_BATCH, seed=seed)
+    fit(head, pairs, collate, steps=steps, learning_rate=learning_rate, batch=batch, seed=seed)
     asked, right = list(zip(*test, strict=True)), 0
     for start in range(0, len(asked), _AT_ONCE):
         given = collate(asked[start : start + _AT_ONCE])
@@ -144,16 +146,16 @@ def _pretrained(lab: Lab) -> Finding:
             drawn = lab.docstrings(count, seed)
             examples = [e.text for e in drawn.train], [str(e.label) for e in drawn.train]
             test = [e.text for e in drawn.test[:_ASKED]], [str(e.label) for e in drawn.test[:_ASKED]]
-            pet = _pet(model, tokenizer, drawn.labels, "{text}\nLabel: {blank}")
+            pet = _pet(model, tokenizer, drawn.labels, _DOCSTRING)
             if len(zero) <= seed:
                 zero.append(accuracy(pet, *test))
-            train_pet(pet, *examples, steps=_STEPS, learning_rate=5e-5, batch=_BATCH, seed=seed)
+            train_pet(pet, *examples, steps=20, learning_rate=5e-5, batch=8, seed=seed)
             found.append(accuracy(pet, *test))
             # Again the head has the better of two rates, by the test.
             shares = []
             for rate in (5e-5, 2e-4):
                 given = (copy.deepcopy(model), tokenizer, drawn.labels, examples, test)
-                shares.append(train_head(*given, steps=_STEPS, learning_rate=rate, seed=seed))
+                shares.append(train_head(*given, steps=20, learning_rate=rate, batch=8, seed=seed))
             heads[count].append(max(shares))
     return _against_head(
         f"Right of {_ASKED} docstrings of five packages, over {len(seeds)} draws of examples",
@@ -357,7 +359,8 @@ CLAIMS = (
     ),
     Claim(
         "few-docstrings",
-        "So it is with a model that was pretrained on much text, as RoBERTa was: 87.5 against 25.0 %.",
+        "So it is with a model that was pretrained on much text, as RoBERTa was: 87.5 against 25.0 % on AG's "
+        "News with 10 examples.",
         "2001.07676, table 1",
         "SmolLM2-135M-Instruct, trained whole on 10 and 50 docstrings to tell from which of five packages "
         "they come, whose names are blotted out; RoBERTa is over twice as large and masked.",

@@ -353,7 +353,7 @@ CLAIMS = (
         "longer-blocks",
         "Trained in blocks of 2, a tandem also writes in longer ones, fastest at 5 to 7; at 5, 11.2 % more "
         "tokens are accepted than from the distilled model.",
-        "2402.08644, table 2 and its discussion",
+        "2402.08644, table 2, and the text for what is accepted",
         "Acceptance on held-out text at other block lengths, and tokens a round of sampled text in blocks of "
         "5, with the pairs of the first claim.",
         _blocks,
