@@ -40,7 +40,7 @@ compare: $(READY)
 	$(BIN)/nonet compare --quick
 
 notebook: .venv/.learn
-	$(BIN)/jupyter lab 'Recent Methods in Transformers.ipynb'
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) 'Recent Methods in Transformers.ipynb'
 
 docs: .venv/.ready
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/site

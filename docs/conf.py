@@ -19,6 +19,7 @@ exclude_patterns = ["_build", "conf.py", "tables.py", "front.py", "notebook.py",
 
 html_theme = "furo"
 html_title = "nonet"
+pygments_dark_style = "a11y-high-contrast-dark"
 html_favicon = "_static/favicon.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
@@ -30,12 +31,14 @@ nb_execution_mode = "force"
 nb_execution_timeout = 180
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_render_markdown_format = "gfm"  # outputs have tables
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
-napoleon_use_rtype = False
+maximum_signature_line_length = 88
+napoleon_use_rtype = napoleon_attr_annotations = False
 # Docstrings name what lies outside of the site by plain names.
 nitpicky = False
 

@@ -79,12 +79,13 @@ learn.show(
 # The step, the writing and the reading are computed from the whole token $\mathbf u_t$, all its
 # channels, which is what *selective* means:
 #
-# $$\Delta_t = \mathrm{softplus}(W_\Delta \mathbf u_t + b), \qquad B_t = W_B \mathbf u_t, \qquad C_t = W_C \mathbf u_t$$
+# $$\Delta_t = \mathrm{softplus}(W_\Delta \mathbf u_t + b), \qquad B_t = W_B \mathbf u_t, \qquad
+# C_t = W_C \mathbf u_t$$
 #
-# $\Delta_t$ has a number for each channel; softplus, $\log(1 + e^x)$, makes it positive. $A$ is negative
-# and fixed once trained, so $e^{\Delta A}$ lies between 0 and 1: near 1 for a short step, near 0 for a
-# long one. Of other tokens a step needs nothing but $h$, so all else is computed for the whole text at
-# once.
+# $\Delta_t$ has a number for each channel; softplus, $\log(1 + e^x)$, makes it positive. In the block
+# $W_\Delta$ is the product of two narrow matrices. $A$ is negative and fixed once trained, so
+# $e^{\Delta A}$ lies between 0 and 1: near 1 for a short step, near 0 for a long one. Of other tokens a
+# step needs nothing but $h$, so all else is computed for the whole text at once.
 #
 # | symbol | in the code | is |
 # | --- | --- | --- |
@@ -99,16 +100,16 @@ learn.show(
 # ## A simple implementation
 #
 # One token after the other, two equations a token. Below the loop, `D` lets the input pass by the state,
-# and `z`, a second projection of the token, is a gate on the output: it is multiplied by
-# $\mathrm{SiLU}(z) = z\, \sigma(z)$.
+# and `z`, a second projection of the token, is a gate: the output is multiplied by $\mathrm{SiLU}(z)$,
+# which is $z$ times its sigmoid.
 
 # %% tags=["front"]
 learn.show_source(reference.selective_scan)
 
 # %% [markdown]
-# In front of it stands a short convolution, so that a token knows the three before it when it decides.
-# `nonet.mamba.Mamba` is the whole block: a projection makes its input and `z`, then come the convolution
-# and the scan, and a projection back.
+# The whole block is `nonet.mamba.Mamba`. A projection makes its input and `z`; a short convolution lets
+# a token know the three before it when it decides; then come the scan and a projection back. The
+# convolution:
 
 # %%
 learn.show_source(reference.causal_conv1d)

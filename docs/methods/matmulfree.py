@@ -87,8 +87,8 @@ learn.show(
 #
 # $$y_t = W_o\left(\mathrm{RMSNorm}(W_g x_t)\; \mathrm{SiLU}(h_t)\right)$$
 #
-# The last line is that of the authors' code. The paper's text has $\sigma(W_g x_t)\, h_t$ in the brackets;
-# `MLGRU(E, form="paper")` computes that.
+# The last line is that of the authors' code. The paper's text has $\sigma(W_g x_t)\, h_t$ in its
+# brackets; `MLGRU(E, form="paper")` computes that.
 #
 # | symbol | in the code | is |
 # | --- | --- | --- |
@@ -109,8 +109,8 @@ learn.show(
 learn.show_source(reference.bit_linear, reference._times, reference._straight_through)
 
 # %% [markdown] tags=["front"]
-# And the recurrence, one step after the other. `nonet.matmulfree.MLGRU` is the whole mixer: the
-# projections around it, too.
+# And the recurrence, one step after the other. The whole mixer, with the projections, is
+# `nonet.matmulfree.MLGRU`.
 
 # %% tags=["front"]
 learn.show_source(reference.hgrn_scan)

@@ -13,11 +13,11 @@
 # %% [markdown]
 # # ALiBi and RoPE
 #
-# Attention by itself sees a bag of tokens: mix up the words of a sentence, and every score stays what it
-# was. So a model must be told where each token stands. How it is told decides something else, too:
-# whether a model that learned from short texts can read long ones. The usual way, a vector for each place
-# that is added to the token there, fails as soon as a text is longer than those of training, since
-# nobody ever saw the vectors of the places that come then.
+# Attention by itself sees a bag of tokens: mix up the words of a sentence, and the score of any two
+# stays what it was. So a model must be told where each token stands. How it is told decides something
+# else, too: whether a model that learned from short texts can read long ones. The usual way, a vector
+# for each place that is added to the token there, fails as soon as a text is longer than those of
+# training, since the model never saw the vectors of the places that come then.
 #
 # ALiBi and RoPE tell *distances* instead, inside attention. You need to know how scores of attention are
 # made, and a little PyTorch. Reading takes a quarter of an hour.
@@ -55,8 +55,9 @@ lab = learn.Lab()
 #
 # **RoPE** gives every token clocks. Two numbers of a query or key are the hand of a clock, and the hand
 # turns by a fixed angle from each place to the next; there are fast clocks and slow ones. A score is a
-# sum of products of hands, and a product knows only the angle *between* two hands. Move both tokens
-# along by as many places as you like: both hands turn by the same angle, and the score stays.
+# sum of products of hands, and such a product knows only how long two hands are and the angle *between*
+# them. Move both tokens along by as many places as you like: both hands turn by the same angle, and the
+# score stays.
 
 # %% tags=["hide-input"]
 look, other = learn.LOOKS["position"], learn.LOOKS["baseline"]
@@ -87,39 +88,45 @@ learn.show(
 # %% [markdown] tags=["front"]
 # ## The mathematics
 #
-# ALiBi changes the score of the query at place $i$ and the key at place $j$. Head $h$ of $H$ has the
-# slope $m_h$:
+# ALiBi changes the score of the query at place $i$ and the key at place $j$. $D$ is the width of a head.
+# Of $H$ heads, where $H$ is a power of two, head $h$ from 1 to $H$ has the slope $m_h$:
 #
 # $$s_{ij} = \frac{q_i \cdot k_j}{\sqrt D} - m_h\, |i - j|, \qquad m_h = 2^{-8h/H}$$
 #
-# RoPE changes queries and keys before they meet. The $d$ dims that turn are taken in pairs. Pair number
-# $p$, with the numbers $(a, b)$, becomes at place $m$
+# RoPE changes queries and keys before they meet. The $d$ dims of a head that turn, usually all, are
+# taken in pairs. Pair number $p$, counted from 0, with the numbers $(a, b)$, becomes at place $m$
 #
 # $$\begin{pmatrix} a \cos m\theta_p - b \sin m\theta_p \\ b \cos m\theta_p + a \sin m\theta_p \end{pmatrix}$$
 #
 # with $\theta_p = 10000^{-2p/d}$: the first pair turns by 1 radian a place, the last hardly at all.
 #
-# Written with complex numbers this is $(a + ib)\, e^{i m \theta_p}$, and the product of a query at $m$
-# with a key at $n$ holds $e^{i (m - n) \theta_p}$: the distance, nothing else.
+# Written with complex numbers, with $\mathrm i^2 = -1$, this is
+# $(a + \mathrm i b)\, e^{\mathrm i m \theta_p}$. A score is the sum over pairs of the real part of a
+# query times the conjugate of a key, and for a query at $m$ and a key at $n$ this product holds
+# $e^{\mathrm i (m - n) \theta_p}$: the distance, nothing else.
 #
 # To read texts that are $s$ times longer than the length $L$ of training, the clocks of a trained model
 # are slowed. *Position interpolation* slows all of them, $\theta' = \theta / s$, so that no hand goes
-# where it has never been. *NTK-aware* scaling and *YaRN* spare the fast ones: a clock that went round
-# many times in training has been everywhere already, and it is what tells neighbours apart.
+# where it has never been. *NTK-aware* scaling and *YaRN* spare the fast ones. A clock that went round
+# many times in training has been everywhere already, and it is what tells neighbours apart. NTK-aware
+# scaling changes the base: $10000\, s^{d/(d-2)}$ in place of 10000, which slows the slowest clock $s$
+# times and the fastest not at all. YaRN leaves clocks that go round 32 times or more within $L$, slows
+# $s$ times those that do not go round once, and blends in between; it also makes all hands a little
+# longer.
 #
 # | symbol | in the code | is |
 # | --- | --- | --- |
-# | $m_h$ | `slopes`, of `alibi_slopes` | what a token of distance costs in a head |
-# | $m$, $n$ | `places` | where a token stands |
+# | $m_h$ | `slopes`, of `alibi_slopes` | what a distance of one token costs in a head |
+# | $m$, $n$ | `places` | where a token stands, for RoPE |
 # | $\theta_p$ | `inv_freq`, of `rotary_frequencies` | how far a pair turns from one place to the next |
-# | $\cos m\theta_p$, $\sin m\theta_p$ | `cos`, `sin`, of `rotary_angles` | the angle of a hand |
-# | $s$, $L$ | `factor`, `original_length` | how many times longer than what |
+# | $\cos m\theta_p$, $\sin m\theta_p$ | `cos`, `sin`, of `rotary_angles` | the turn of a hand |
+# | $s$, $L$ | `factor`, `original_length` | how many times longer, and the length of training |
 
 # %% [markdown] tags=["front"]
 # ## A simple implementation
 #
 # All of RoPE is one rotation of pairs. A pair is two neighbours, as in the paper, or the same place of
-# two halves, as in Llama; the two differ by a fixed order of the dims.
+# two halves, as in Llama; the two differ only in the order of the dims.
 
 # %% tags=["front"]
 learn.show_source(reference.apply_rotary)
@@ -157,8 +164,9 @@ assert complex_error < 1e-12
 assert shift_error < 1e-9
 
 # %% [markdown] tags=["front"]
-# No fast path for ALiBi ever writes the table: a kernel of attention makes it tile by tile from the
-# slopes. Both ways must agree.
+# A model hands attention the slopes, not the table. A kernel can then make the table tile by tile and
+# never hold it whole, as `nonet.flash.tiled_attention` does; PyTorch's operator still gets it whole. The
+# fast path must agree with the table.
 
 # %% tags=["front"]
 v, slopes = torch.randn(1, 2, 50, 32, dtype=torch.float64), alibi_slopes(2)
@@ -175,10 +183,11 @@ learn.show_implementations("position")
 # %% [markdown]
 # ## Play
 #
-# Every clock of a head, from the fastest to the slowest, by how many times it goes round within the
-# length of training. The lines show how much slower each scaling makes it, to read `factor` times as
-# much. Position interpolation treats all alike. Where do the others begin to slow? Move `length`: the
-# longer a model was trained on, the more of its clocks have been everywhere.
+# Every clock of a head, from the slowest on the left to the fastest, by how many times it goes round
+# within the length of training. The lines show at which part of its own speed each scaling lets it run,
+# to read `factor` times as much. Position interpolation treats all alike. Where do the others begin to
+# slow? Move `length`: the longer the texts of training were, the more of the clocks have been
+# everywhere.
 
 
 # %%
@@ -186,6 +195,7 @@ names = {"YaRN": "position", "NTK-aware": "flash", "position interpolation": "ba
 
 
 def slowed(factor=4, length=2048):
+    # DynamicNTK finds s by itself, from the length that is read.
     scalings = YaRN(factor, length), DynamicNTK(1, length), Linear(factor)
     plain, _ = rotary_frequencies(128)
     figure, axes = learn.canvas(7.2, 3.2)
@@ -193,7 +203,7 @@ def slowed(factor=4, length=2048):
         theta, _ = rotary_frequencies(128, RotaryConfig(scaling=scaling), length=factor * length)
         line = {**learn.LOOKS[method].line, "marker": ""}
         axes.plot(length * plain / (2 * math.pi), theta / plain, label=name, **line)
-    axes.set(xlabel="turns within the length of training", xscale="log", ylabel="speed, of its own")
+    axes.set(xlabel="turns within the length of training", xscale="log", ylabel="part of its own speed")
     axes.set(ylim=(0, 1.08), title=f"trained on {length:,} tokens, to read {factor} times as many")
     axes.legend()
     learn.show(figure, "Speed of each clock after scaling: level, or falling from fast clocks to slow ones")
@@ -269,10 +279,11 @@ learn.show_claims("position")
 # %% [markdown]
 # ## When not to use it
 #
-# Plain RoPE beyond the length of training, as you just saw. Scale it, best with some further training at
-# the new length. And ALiBi where a task hangs on one far token: a name, a number, a passage to be
-# quoted. In the flattest of eight heads a score loses 8 at a distance of 2,048, which leaves of a weight
-# a three-thousandth. Recurrent mixers (Mamba, MatMul-free) know order by themselves and need neither.
+# Plain RoPE fails beyond the length of training, as you just saw. Scale it, best with some further
+# training at the new length. And do not use ALiBi where a task hangs on one far token: a name, a number,
+# a passage to be quoted. In the flattest of eight heads a score loses 8 at a distance of 2,048, which
+# leaves a three-thousandth of the weight. Recurrent mixers (Mamba, MatMul-free) know order by themselves
+# and need neither.
 #
 # ## Exercise
 #

@@ -40,12 +40,13 @@ lab = learn.Lab()
 # The large model is the *primary*, the small one the *secondary*. Text comes in blocks. The secondary
 # writes a block token by token, and then the primary reads the whole block at once. For all blocks that
 # the primary has read, the secondary attends to the primary's states, mapped to its own width; only
-# within the block that it is writing does it have nothing but its own. So it needs no understanding of
-# the past of its own: it borrows the primary's.
+# within the block that it is writing does it have nothing but its own. So it need not understand the
+# past by itself: it borrows what the primary understood.
 #
 # To keep the text exactly the primary's, the primary judges each drafted token by its own distribution.
-# A token is accepted with a probability that makes up for the difference between the two, and behind the
-# first that is not, the primary puts one of its own.
+# A token is accepted with a probability that makes up for the difference between the two. The first that
+# is not accepted is replaced by one of the primary's own, and the drafts after it are thrown away. If
+# all are accepted, the primary adds one more.
 
 # %% tags=["hide-input"]
 look, other = learn.LOOKS["tandem"], learn.LOOKS["baseline"]
@@ -62,7 +63,7 @@ axes.scatter([], [], s=150, marker="s", color=other.colour, alpha=0.45, label="t
 axes.scatter([], [], s=150, marker="s", color=look.colour, label="its own states")
 axes.set(
     xlabel="tokens that are seen",
-    ylabel="token that is written",
+    ylabel="token that sees them",
     xlim=(-0.7, length + 4),
     ylim=(length - 0.4, -0.6),
 )
@@ -76,25 +77,26 @@ learn.show(
 # %% [markdown] tags=["front"]
 # ## The mathematics
 #
-# Token $i$ lies in the block that begins at $k$. The primary's state of token $m$ behind layer $\ell(j)$
-# is $x_m$, and $F^{(j)}$ maps it to the secondary's width. Layer $j$ of the secondary turns its states
-# $y$ into the next:
+# Token $i$ lies in the block that begins at $k$. The primary's state of token $m$ after $\ell(j)$ of its
+# layers is $x^{(\ell(j))}_m$, and $F^{(j)}$, a learned matrix, maps it to the secondary's width. Layer
+# $j + 1$ of the secondary turns its states $y^{(j)}$ into the next; $y^{(0)}$ are the embeddings. Behind
+# the bar stands what its attention sees: mapped states of all earlier blocks, its own from there to $i$:
 #
-# $$\hat y^{(j)}_m = F^{(j)} x_m$$
+# $$\hat y^{(j)}_m = F^{(j)} x^{(\ell(j))}_m$$
 #
 # $$y^{(j+1)}_i = \mathrm{layer}^{(j+1)}\left(y^{(j)}_i \mid \hat y^{(j)}_{<k},\; y^{(j)}_{k..i}\right)$$
 #
-# When it writes, $q$ is the secondary's distribution and $p$ the primary's. A drafted token $x$ is
-# accepted with probability
+# When it writes, $q$ is the secondary's distribution of the next token and $p$ the primary's. A drafted
+# token $t$ is accepted with probability
 #
-# $$\min\left(1, \frac{p(x)}{q(x)}\right)$$
+# $$\min\left(1, \frac{p(t)}{q(t)}\right)$$
 #
-# and in place of a rejected one comes a sample of
+# and in place of the first rejected one comes a sample of
 #
 # $$\frac{\max(0, p - q)}{\sum \max(0, p - q)}$$
 #
 # Together that is a sample of $p$, whatever $q$ is. If each draft is accepted with probability $\alpha$,
-# a round of $\gamma$ drafts gives
+# independently of the others, a round of $\gamma$ drafts gives on average
 #
 # $$\frac{1 - \alpha^{\gamma + 1}}{1 - \alpha} \quad \text{tokens for one pass of the primary.}$$
 #
@@ -103,7 +105,8 @@ learn.show(
 # | $\gamma$ | `block` | tokens that are drafted in a round |
 # | $k$ | `k` | where the block of a token begins |
 # | $\ell(j)$ | `depths` | how many layers of the primary the states have passed |
-# | $F^{(j)}$ | `weights`, `Tandem.projections` | the map of layer $j$ |
+# | $F^{(j)}$ | `weights`, `Tandem.projections` | the map that layer $j + 1$ reads through |
+# | $t$ | `draft` | a drafted token |
 # | $p$, $q$ | `p`, `q` | what the primary and the secondary would say |
 # | $\alpha$ | `acceptance` | the chance that a draft is accepted |
 
@@ -111,7 +114,8 @@ learn.show(
 # ## A simple implementation
 #
 # The tandem, token by token. `layer_states` runs a model by hand, so that each layer sees what `read`
-# gives it for earlier blocks, and its own states for the rest:
+# gives it for earlier blocks, and its own states for the rest. `_layer` is one layer of Llama, for one
+# token:
 
 # %% tags=["front"]
 learn.show_source(reference.layer_states, reference.tandem_logits)
@@ -154,7 +158,8 @@ assert error < 1e-12
 assert torch.equal(text, alone)
 
 # %% [markdown]
-# To read a weight once for all tokens of a block there is a kernel:
+# A pass over a block is cheap only if it reads each weight once for all tokens. For that there is a
+# kernel:
 
 # %%
 learn.show_implementations("tandem")
@@ -164,8 +169,9 @@ learn.show_implementations("tandem")
 # ## Play
 #
 # How long should a block be? Every draft costs a pass of the secondary, and what comes behind a rejected
-# one is wasted. Move the sliders in Jupyter: `acceptance` is the chance of each draft, `cost` what a
-# pass of the secondary takes as a part of the primary's. Where does no block help at all?
+# one is wasted. The primary's pass over a block is taken to cost as much as one over a single token.
+# Move the sliders in Jupyter: `acceptance` is the chance of each draft, `cost` what a pass of the
+# secondary takes as a part of the primary's. Where does no block help at all, however short?
 
 
 # %%
@@ -185,17 +191,17 @@ learn.play(speedup, acceptance=[0.3, 0.5, 0.6, 0.7, 0.8, 0.9], cost=[0.02, 0.05,
 # %% [markdown]
 # ## A measurement
 #
-# A small pair, trained here on Python's own source: a primary of three layers, then a secondary of one
-# layer and half the width, once in a tandem and once on its own. Both secondaries see the same text for
-# as many steps.
+# A small pair, trained here on Python's own source: a primary of three layers, then a secondary of two
+# layers and half the width, once in a tandem and once on its own. The primary stays as it is while the
+# secondaries and their maps are trained. Both see the same text for as many steps.
 
 # %%
 words = lab.text()
 primary = llama(3, 64, 0)
 lab.train(primary, lab.windows(words, 64, 16 * 150), batch=16, learning_rate=8e-3)
-pairs = {"tandem": 2, "on its own": 64}  # a block as long as the window sees nothing of the primary
-losses = {}
-for name, block in pairs.items():
+blocks = {"tandem": 2, "on its own": 64}  # a block as long as the window sees nothing of the primary
+pairs, losses = {}, {}
+for name, block in blocks.items():
     pairs[name] = Tandem(primary, llama(2, 32, 1), TandemConfig(block=block))
     lab.train(pairs[name], lab.windows(words, 64, 16 * 100), batch=16, learning_rate=8e-3)
     unseen = lab.held_out(words, 64, 32)
@@ -206,8 +212,9 @@ assert losses["tandem"] < losses["on its own"]
 
 # %% [markdown]
 # Now both draft for the primary, four tokens a round, and text is sampled. It follows the primary's
-# distribution either way; what differs is how many passes of the primary it takes. Expect a small difference:
-# so small a primary knows little that its secondary does not. The paper's pair is a hundred times larger.
+# distribution either way; what differs is how many passes of the primary it takes. Expect a small
+# difference: so small a primary knows little that its secondary does not. The paper's models are far
+# larger.
 
 # %%
 draft, pair = pairs["on its own"].secondary, pairs["tandem"]
@@ -237,8 +244,8 @@ learn.show_claims("tandem")
 # Drafting pays only where a pass over a few tokens costs the primary little more than a pass over one:
 # with small batches, and where weights come slowly from memory. On a large batch, or where the processor
 # is busy as it is, each wasted draft is wasted work. And the secondary has to be trained, on text like
-# the text that will be written: without that nothing is accepted, and the pair is slower than the
-# primary alone.
+# the text that will be written: without that hardly anything is accepted, and the pair is slower than
+# the primary alone.
 #
 # ## Exercise
 #

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -62,7 +63,10 @@ def open_jupyter(place: Path, *, browser: bool) -> int:
     jupyter = str(beside) if beside.exists() else shutil.which("jupyter")
     if jupyter is None or subprocess.run([jupyter, "lab", "--version"], capture_output=True).returncode:
         raise _without_extra()
-    return subprocess.call([jupyter, "lab", *([] if browser else ["--no-browser"]), str(place)])
+    options = [] if browser else ["--no-browser"]
+    if hasattr(os, "getuid") and os.getuid() == 0:  # as in a container, where Jupyter would refuse
+        options.append("--allow-root")
+    return subprocess.call([jupyter, "lab", *options, str(place)])
 
 
 def _without_extra() -> ModuleNotFoundError:

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, StrMethodFormatter
 
 INK = "#767676"  # words and axes
 FAINT = "#8a8a8a"  # grids, by a third
@@ -96,6 +97,10 @@ def draw_plot(axes: Axes, plot: Mapping[str, Any], method: str) -> None:
     axes.set(xlabel=plot["x"], ylabel=plot["y"])
     if plot["log_x"]:
         axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted({x for curve in plot["curves"] for x in curve["x"]}))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
     if plot["log_y"]:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter())
     axes.legend()
