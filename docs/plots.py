@@ -20,7 +20,7 @@ def drawn(folder: Path) -> str:
     folder.mkdir(exist_ok=True)
     parts = ["", "## Plots", ""]
     for row in rows:
-        figure, axes = learn.canvas(7.2, 3.4)
+        figure, axes = learn.canvas(5.6, 3.4)  # letters stay readable on a phone
         learn.draw_plot(axes, row["plot"], row["method"])
         file = folder / f"{row['method']}-{row['claim']}.svg"
         figure.savefig(file, format="svg", metadata={"Date": None, "Title": row["statement"]})

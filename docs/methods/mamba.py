@@ -70,9 +70,9 @@ learn.show(
 # %% [markdown] tags=["front"]
 # ## The mathematics
 #
-# Tokens come as many channels, each a number $u_t$ a token. A channel has $N$ numbers of state $h$, and
-# so do $A$, $B_t$ and $C_t$; products are taken number by number, and the dot sums them up. For the
-# token at $t$:
+# The input comes in many channels; in each of them a token is one number $u_t$. A channel has a state
+# $h$ of $N$ numbers, and $A$, $B_t$ and $C_t$ have $N$ numbers, too. Products are taken number by
+# number, and the dot sums them up. For the token at $t$:
 #
 # $$h_t = e^{\Delta_t A}\, h_{t-1} + \Delta_t\, B_t\, u_t, \qquad y_t = C_t \cdot h_t + D\, u_t$$
 #

@@ -223,10 +223,10 @@ learn.show_claims("matmulfree")
 # ## When not to use it
 #
 # Do not round a trained dense model: it is destroyed. A ternary model is trained from the start, with
-# products as dense as ever, and at a higher learning rate, since steps have to carry weights over a
-# rounding boundary; only what comes after is cheap, and only where kernels or hardware add faster than
-# they multiply. The memory has a fixed size, so a token that has to be found again exactly, far back,
-# may be gone: attention finds it, a gated memory has to have kept it.
+# products as dense as ever, and in the paper at a learning rate 13 times as high; only what comes after
+# is cheap, and only where kernels or hardware add faster than they multiply. The memory has a fixed
+# size, so a token that has to be found again exactly, far back, may be gone: attention finds it, a gated
+# memory has to have kept it.
 #
 # ## Exercise
 #

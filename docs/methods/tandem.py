@@ -80,7 +80,8 @@ learn.show(
 # Token $i$ lies in the block that begins at $k$. The primary's state of token $m$ after $\ell(j)$ of its
 # layers is $x^{(\ell(j))}_m$, and $F^{(j)}$, a learned matrix, maps it to the secondary's width. Layer
 # $j + 1$ of the secondary turns its states $y^{(j)}$ into the next; $y^{(0)}$ are the embeddings. Behind
-# the bar stands what its attention sees: mapped states of all earlier blocks, its own from there to $i$:
+# the bar stands what its attention sees: the mapped states of all earlier blocks, and its own states
+# from $k$ to $i$:
 #
 # $$\hat y^{(j)}_m = F^{(j)} x^{(\ell(j))}_m$$
 #

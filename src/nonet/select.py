@@ -75,7 +75,7 @@ def select(
             raise UnsupportedError(f"{op.name}: {'; '.join(str(r) for r in refusals.values())}")
         passed = [r for name, r in refusals.items() if r and name != able[0]]
         before = list(refusals).index(able[0])
-        why = "; ".join(passed[:before]) or "first of the op's list"
+        why = "; ".join(passed[:before]) or "preferred, and able"
         return Choice(able[0], why)
     if impl not in refusals:
         raise UnsupportedError(

@@ -44,7 +44,7 @@ _ROW = {
     ],
     "cost": {"bytes": {"formula": "3*s*B*C*T", "count": 100_663_296}},
     "limits": {"bytes": 1e11, "operations": None, "exponentials": None, "buffer": 2**28},
-    "implementations": {"hgrn_scan": {"name": "cpu", "reason": "first of the op's list"}},
+    "implementations": {"hgrn_scan": {"name": "cpu", "reason": "preferred, and able"}},
     "provenance": {
         "commit": "3f0c9a41d2b0", "dirty": False, "nonet": "0.1.0", "python": "3.11.7", "torch": "2.13.0",
         "transformers": "5.23.0", "platform": "Linux", "cpu": "AMD EPYC", "gpu": None, "cores": 2,

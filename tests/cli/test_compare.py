@@ -69,6 +69,11 @@ def test_ctrl_c_leaves_a_report_and_resume_finishes(text, tmp_path):
     assert refused.returncode == 1
     assert "--resume" in refused.stderr
 
+    shown = run("--resume", "--out", str(out), "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert "1 of 2 cells are done" in shown.stdout
+    assert len((out / "rows.jsonl").read_text().splitlines()) == 1
+
     done = run("--resume", "--out", str(out), "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -13,7 +13,7 @@ from rows_factory import AROUND, ENVIRONMENT, fail, find, make_plan, make_rows, 
 from nonet.compare.plots import recall_plots, slot_plots
 from nonet.compare.report import context, render, write_report
 from nonet.compare.summary import summarise
-from nonet.compare.tables import text_tables
+from nonet.compare.tables import document, text_tables
 
 INJECTION = "<script>alert(1)</script>"
 ERROR = f"RuntimeError: {INJECTION}<b>\nTraceback {'y' * 300}"
@@ -181,6 +181,19 @@ def test_the_terminal_shows_each_slot_within_eighty_columns(comparison):
     for slot in plan["slots"]:
         assert slot.capitalize() in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("comparison", COMPARISONS)
+def test_a_document_has_a_table_a_slot_and_says_where_it_is_from(comparison):
+    plan, rows = COMPARISONS[comparison]()
+    short, whole = document(plan, rows), document(plan, rows, full=True)
+    for slot in plan["slots"]:
+        assert f"**{slot.capitalize()}: " in short
+    assert plan["environment"]["cpu"] in short
+    assert short.endswith(f"Again by `{plan['command']}`.")
+    assert len(whole) > len(short) or not rows
+    for table in re.findall(r"(?:^\|.*\n)+", whole + "\n", re.MULTILINE):
+        assert len({line.count("|") for line in table.splitlines()}) == 1, table
 
 
 def test_plots_are_what_vega_lite_allows():

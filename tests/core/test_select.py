@@ -22,7 +22,7 @@ OP = Op(
 @pytest.mark.parametrize(
     ("device", "dtype", "options", "choice"),
     [
-        ("cuda", "float16", (), Choice("triton", "first of the op's list")),
+        ("cuda", "float16", (), Choice("triton", "preferred, and able")),
         ("cpu", "float32", (), Choice("cpu", "triton does not run on cpu")),
         (
             "cpu",

@@ -361,7 +361,7 @@ def test_an_implementation_that_cannot_serve_says_who_can():
 
 def test_auto_says_why_it_passed_over_the_preferred():
     op = METHOD.op("flash_attention")
-    assert select(op, "cpu", "float32") == ("torch", "first of the op's list")
+    assert select(op, "cpu", "float32") == ("torch", "preferred, and able")
     choice = select(op, "cpu", "float32", frozenset({"softcap"}))
     assert choice == ("reference", "torch cannot serve softcap")
 

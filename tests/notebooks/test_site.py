@@ -55,6 +55,7 @@ def test_chapters_have_run(site):
         assert "cell_output" in page
         assert "<img" in page
         assert "Traceback" not in page
+        assert "<p>| " not in page  # a table that is shown as it was written
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

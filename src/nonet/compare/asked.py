@@ -61,7 +61,7 @@ def make_plan(asked: Asked, people: Console) -> tuple[Plan, dict[Combo, Step]]:
     text = encode_corpus(corpus, tokenizer)
     common: dict[str, Any] = {
         "source": None if asked.text is None else str(Path(asked.text).resolve()),
-        "tokenizer": text.tokenizer,
+        "tokenizer": model["model"] or text.tokenizer,  # whose own is where it was unpacked
         "fingerprint": text.folder.name,
         "vocab_size": text.vocab_size,
         **model,

@@ -33,18 +33,19 @@ def execute(asked: Asked, out: Path | None, *, resume: bool, dry_run: bool, as_j
     people = Console(stderr=as_json)
     require_extra()
     if resume:
-        assert out is not None
+        assert out is not None  # the command line asks for it
         plan = runner.opened(out)
         left = runner.pending(plan, out)
         people.print(f"{len(plan.cells) - len(left)} of {len(plan.cells)} cells are done")
     else:
         plan, steps = make_plan(asked, people)
         people.print(plan_table(plan, steps))
-        if dry_run:
-            if as_json:
-                sys.stdout.write(json.dumps(plan.to_json(), indent=1) + "\n")
-            return DONE
-        out = out or Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
+    if dry_run:
+        if as_json:
+            sys.stdout.write(json.dumps(plan.to_json(), indent=1) + "\n")
+        return DONE
+    out = out or Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
+    if not resume:
         runner.begin(plan, out)
     code = _run_all(plan, out, people)
     report = write_report(out)

@@ -97,7 +97,8 @@ def draw_plot(axes: Axes, plot: Mapping[str, Any], method: str) -> None:
     axes.set(xlabel=plot["x"], ylabel=plot["y"])
     if plot["log_x"]:
         axes.set_xscale("log", base=2)
-        axes.set_xticks(sorted({x for curve in plot["curves"] for x in curve["x"]}))
+        places = sorted({x for curve in plot["curves"] for x in curve["x"]})
+        axes.set_xticks(places[:: -(-len(places) // 6)])  # at most six
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
     if plot["log_y"]:
         axes.set_yscale("log")

@@ -20,7 +20,7 @@ from nonet.ledger.rows import newest, read_ledger
 from nonet.registry import method as method_named
 from nonet.select import absent, select
 
-_NUMBER = re.compile(r"[-+]?[\d.,]+")
+_NUMBER = re.compile(r"[-+]?[\d.,]+( ?[^\s\d,]+)?")  # with a unit
 # What Jupyter's server and Visual Studio Code tell the kernels that they start.
 _LIVE = ("JPY_SESSION_NAME", "VSCODE_PID")
 
@@ -51,7 +51,7 @@ def show_source(*objects: Any) -> None:
 def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Shows a table; cells are Markdown, and numbers stand at the right."""
     cells = [[str(cell) for cell in row] for row in rows]
-    rule = ["---:" if all(_NUMBER.match(row[i]) for row in cells) else "---" for i in range(len(columns))]
+    rule = ["---:" if all(_NUMBER.fullmatch(row[i]) for row in cells) else "---" for i in range(len(columns))]
     display(Markdown("\n".join("| " + " | ".join(line) + " |" for line in (columns, rule, *cells))))
 
 

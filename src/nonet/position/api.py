@@ -54,7 +54,7 @@ def _geometric(n: int) -> list[float]:
 
 
 def alibi_bias(slopes: Float[Tensor, " H"], queries: int, keys: int) -> Float[Tensor, "H T S"]:
-    r"""Returns the bias that attention adds to its scores, whole; a kernel builds it tile by tile instead.
+    r"""Returns the bias that attention adds to its scores, for every query and key.
 
     .. math:: b_{hij} = -m_h |i - j|
 

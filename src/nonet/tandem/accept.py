@@ -40,8 +40,8 @@ def accept_sampled(
 ) -> tuple[Tensor, Tensor]:
     r"""Returns how many drafted tokens are accepted, and a sample behind them, so that all follow p.
 
-    Token i is accepted with probability :math:`\min(1, p_i(x_i) / q_i(x_i))`. Behind the first that is not
-    stands a sample of
+    Token i is accepted with probability :math:`\min(1, p_i(x_i) / q_i(x_i))`. In place of the first
+    that is not stands a sample of
 
     .. math:: \frac{\max(0, p_i - q_i)}{\sum \max(0, p_i - q_i)}
 
