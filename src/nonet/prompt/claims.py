@@ -359,8 +359,8 @@ CLAIMS = (
     ),
     Claim(
         "few-docstrings",
-        "So it is with a model that was pretrained on much text, as RoBERTa was: 87.5 against 25.0 % on AG's "
-        "News with 10 examples.",
+        "A pretrained model that is asked in words is far ahead of one with a new head: RoBERTa has 87.5 "
+        "against 25.0 % right on AG's News with 10 examples.",
         "2001.07676, table 1",
         "SmolLM2-135M-Instruct, trained whole on 10 and 50 docstrings to tell from which of five packages "
         "they come, whose names are blotted out; RoBERTa is over twice as large and masked.",
