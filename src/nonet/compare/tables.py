@@ -158,9 +158,10 @@ def _origin(plan: Record) -> str:
     versions = ", ".join(f"{name} {made[name]}" for name in ("nonet", "torch", "transformers", "python"))
     changed = " with changes" if made["dirty"] else ""
     commit = f"; commit {made['commit'][:10]}{changed}" if made["commit"] else ""
+    seeds = f"seed{'s' if len(plan['seeds']) > 1 else ''} {', '.join(map(str, plan['seeds']))}"
     return (
-        f"{units.count(plan['tokens'])} training tokens a model of {corpus['name']}, seeds "
-        f"{', '.join(map(str, plan['seeds']))}, on {made['gpu'] or made['cpu']} with {made['threads']} of "
+        f"{units.count(plan['tokens'])} training tokens a model of {corpus['name']}, {seeds}, "
+        f"on {made['gpu'] or made['cpu']} with {made['threads']} of "
         f"{made['cores']} cores, {plan['created'][:10]}; {versions}{commit}. Again by `{plan['command']}`."
     )
 
