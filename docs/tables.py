@@ -68,6 +68,12 @@ def compared_table() -> str:
     return _comparisons(full=True)
 
 
+def examples_table() -> str:
+    """Returns what came of a pretrained model that is asked in words, with few examples."""
+    [row] = [r for r in ledger.newest(ledger.read_ledger(RESULTS)) if r["claim"] == "few-docstrings"]
+    return f"{row['evidence']} Again by `nonet claims prompt --full`."
+
+
 def uses_table(chapters: str = "methods/") -> str:
     """Returns the nine methods for a learner: an intuition, an example use, and the chapter."""
     lines = ["| method | in one sentence | what it is good for |", "| --- | --- | --- |"]
@@ -102,6 +108,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "measured": measured_table,
     "comparisons": comparisons_table,
     "compared": compared_table,
+    "examples": examples_table,
     "uses": uses_table,
     "claims": claims_table,
 }
