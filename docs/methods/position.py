@@ -195,8 +195,7 @@ names = {"YaRN": "position", "NTK-aware": "flash", "position interpolation": "ba
 
 
 def slowed(factor=4, length=2048):
-    # DynamicNTK finds s by itself, from the length that is read.
-    scalings = YaRN(factor, length), DynamicNTK(1, length), Linear(factor)
+    scalings = YaRN(factor, length), DynamicNTK(1, length), Linear(factor)  # NTK finds s from what is read
     plain, _ = rotary_frequencies(128)
     figure, axes = learn.canvas(7.2, 3.2)
     for scaling, (name, method) in zip(scalings, names.items(), strict=True):
