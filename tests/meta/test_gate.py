@@ -34,9 +34,8 @@ def test_gate_runs_every_tool_and_ends_in_the_whole_suite():
     steps = [line.strip().removeprefix("$(BIN)/") for line in recipe.splitlines()]
     assert {"ruff check .", "ruff format --check .", "mypy", "lint-imports"} <= set(steps)
     assert any("--jaxtyping-packages='nonet,$(CHECKER)'" in step for step in steps)
-    assert (
-        steps[-1] == "pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder"
-    )  # nothing is left out
+    whole = "pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder"  # nothing is left out
+    assert steps[-1] == whole
 
 
 def test_gate_treats_warnings_as_errors(pytestconfig):

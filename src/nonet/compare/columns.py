@@ -34,7 +34,7 @@ class Column(NamedTuple):
 
 _NOTE = "Bold: no other is better by more than the spread. ±: half the width of the 95 % interval."
 _WRITING = (
-    "Bold: no other is faster by more than the spread. Each row is of its fastest block. In small: the "
+    "Bold: no other is faster by more than the spread. Each row is of its fastest block. Beside it: the "
     "quartiles of the texts."
 )
 
