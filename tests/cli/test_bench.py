@@ -11,18 +11,13 @@ import pytest
 import nonet.mamba.api
 from nonet.bench import command
 
-COMMAND = [sys.executable, "-m", "nonet", "bench"]
 QUICK = ["--quick", "--no-peers", "--threads", "1"]
 
 
-def run(*arguments, **options):
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=250, **options)
-
-
-def test_one_document_and_rows_that_add_up(tmp_path):
+def test_one_document_and_rows_that_add_up(invoke, tmp_path):
     for times in (1, 2):
-        done = run("causal_conv1d", *QUICK, "--out", str(tmp_path), "--json")
-        assert done.returncode == 0, done.stderr
+        done = invoke("bench", "causal_conv1d", *QUICK, "--out", tmp_path, "--json")
+        assert done.exit_code == 0, done.exception
         found = json.loads(done.stdout)
         stored = [json.loads(line) for line in (tmp_path / "causal_conv1d.jsonl").read_text().splitlines()]
         assert stored[-1:] == found["rows"]
@@ -32,19 +27,21 @@ def test_one_document_and_rows_that_add_up(tmp_path):
     assert f"1 rows added to {tmp_path}" in done.stderr
 
 
-def test_without_a_checkout_rows_go_to_the_cache_and_the_page_names_all(tmp_path):
-    done = run("causal_conv1d", *QUICK, cwd=tmp_path, env={**os.environ, "COLUMNS": "160"})
-    assert done.returncode == 0, done.stderr
+def test_without_a_checkout_rows_go_to_the_cache_and_the_page_names_all(invoke, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    done = invoke("bench", "causal_conv1d", *QUICK)
+    assert done.exit_code == 0, done.exception
     assert f"added to {os.environ['NONET_CACHE']}" in done.stderr
     assert "causal_conv1d forward C48 T48" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
 def test_ctrl_c_keeps_the_rows_done_and_exits_3(tmp_path):
-    arguments = ["selective_scan", *QUICK, "--out", str(tmp_path), "--json"]
-    with subprocess.Popen(
-        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    command = [sys.executable, "-m", "nonet", "bench", "selective_scan", *QUICK]
+    command += ["--out", str(tmp_path), "--json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True) as process:
         for line in process.stderr:
             if line.startswith("[3/"):
                 process.send_signal(signal.SIGINT)
@@ -83,9 +80,9 @@ def test_a_wrong_kernel_exits_1_and_its_row_is_kept(tmp_path, monkeypatch, capsy
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_bad_input_says_what_to_do(arguments, code, message, tmp_path):
+def test_bad_input_says_what_to_do(arguments, code, message, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    done = run(*arguments, cwd=tmp_path)
-    assert done.returncode == code, done.stderr
-    assert message in " ".join(done.stderr.replace("│", " ").split())
-    assert "Traceback" not in done.stderr
+    found, told = refused("bench", *arguments)
+    assert found == code, told
+    assert message in told

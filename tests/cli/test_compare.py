@@ -6,29 +6,14 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from nonet.data import byte_tokenizer
-
-COMMAND = [sys.executable, "-m", "nonet", "compare"]
 SMALL = ["--slots", "linear", "--tokens", "4096", "--lengths", "32,64"]
 
 
-@pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "fox.txt"
-    path.write_text("".join(f"line {i}: the quick brown fox jumps over the lazy dog\n" for i in range(900)))
-    return str(path)
-
-
-def run(*arguments, **options):
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=250, **options)
-
-
-def test_a_dry_run_shows_the_plan_and_writes_nothing(text, tmp_path):
-    done = run(text, *SMALL, "--dry-run", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_a_dry_run_shows_the_plan_and_writes_nothing(invoke, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = invoke("compare", text, *SMALL, "--dry-run", "--json")
+    assert done.exit_code == 0, done.exception
     plan = json.loads(done.stdout)
     assert [(c["linear"], c["kind"]) for c in plan["cells"]][:2] == [
         ("dense", "language"),
@@ -38,23 +23,24 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(text, tmp_path):
     assert plan["estimate"]["seconds"] > 0
     assert plan["estimate"]["bytes"] > 0
     assert "cells" in done.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["fox.txt"]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("budget", ["4m", "2h"])
-def test_a_budget_is_filled_and_not_exceeded(budget, text, tmp_path):
-    done = run(text, "--slots", "linear", "--budget", budget, "--dry-run", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_a_budget_is_filled_and_not_exceeded(budget, invoke, text):
+    done = invoke("compare", text, "--slots", "linear", "--budget", budget, "--dry-run", "--json")
+    assert done.exit_code == 0, done.exception
     plan = json.loads(done.stdout)
     seconds = {"4m": 240, "2h": 7200}[budget]
     assert 0.4 * seconds < plan["estimate"]["seconds"] <= seconds
     assert 1 <= len(plan["seeds"]) <= 3
 
 
-def test_ctrl_c_leaves_a_report_and_resume_finishes(text, tmp_path):
+def test_ctrl_c_leaves_a_report_and_resume_finishes(invoke, refused, text, tmp_path):
     out = tmp_path / "out"
-    arguments = [text, *SMALL, "--seeds", "1", "--out", str(out)]
-    with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, text=True) as process:
+    arguments = ["compare", str(text), *SMALL, "--seeds", "1", "--out", str(out)]
+    started = [sys.executable, "-m", "nonet", *arguments]
+    with subprocess.Popen(started, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if line.startswith("[1/2]"):
                 process.send_signal(signal.SIGINT)
@@ -65,60 +51,39 @@ def test_ctrl_c_leaves_a_report_and_resume_finishes(text, tmp_path):
     assert "<html" in (out / "report.html").read_text()
     assert len((out / "rows.jsonl").read_text().splitlines()) == 1
 
-    refused = run(*arguments)
-    assert refused.returncode == 1
-    assert "--resume" in refused.stderr
+    code, told = refused(*arguments)
+    assert code == 1
+    assert "--resume" in told
 
-    shown = run("--resume", "--out", str(out), "--dry-run")
-    assert shown.returncode == 0, shown.stderr
+    shown = invoke("compare", "--resume", "--out", out, "--dry-run")
+    assert shown.exit_code == 0, shown.exception
     assert "1 of 2 cells are done" in shown.stdout
     assert len((out / "rows.jsonl").read_text().splitlines()) == 1
 
-    done = run("--resume", "--out", str(out), "--json")
-    assert done.returncode == 0, done.stderr
+    done = invoke("compare", "--resume", "--out", out, "--json")
+    assert done.exit_code == 0, done.exception
     found = json.loads(done.stdout)
     assert [row["cell"]["linear"] for row in found["rows"]] == ["dense", "ternary"]
     assert "1 of 2 cells are done" in done.stderr
     assert found["report"].endswith("report.html")
 
 
-@pytest.fixture
-def model(tmp_path):
-    place = tmp_path / "model"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=257,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=256,
-        eos_token_id=256,
-        pad_token_id=256,
-    )
-    LlamaForCausalLM(config).save_pretrained(place)
-    byte_tokenizer().save_pretrained(place)
-    return str(place)
-
-
-def test_adapters_and_pairings_are_compared_around_a_pretrained_model(text, model, tmp_path):
-    asked = [text, "--slots", "adapter,pairing", "--model", model, "--quick", "--json"]
-    done = run(*asked, "--dry-run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_adapters_and_pairings_are_compared_around_a_pretrained_model(invoke, text, model, tmp_path):
+    asked = ["compare", text, "--slots", "adapter,pairing", "--model", model, "--quick", "--json"]
+    done = invoke(*asked, "--dry-run")
+    assert done.exit_code == 0, done.exception
     plan = json.loads(done.stdout)
     assert [c["adapter"] or c["pairing"] for c in plan["cells"]] == [
         *("full", "prompt", "prefix", "ptuning", "lora", "untuned"),
         *("alone", "tandem", "speculative", "assisted"),
     ]
-    assert (plan["model"], plan["work"]["layers"], plan["slots"]) == (model, 1, ["adapter", "pairing"])
+    assert (plan["model"], plan["work"]["layers"], plan["slots"]) == (str(model), 1, ["adapter", "pairing"])
     assert plan["estimate"]["seconds"] > 100
 
     out = tmp_path / "out"
     few = ["--methods", "untuned,alone", "--tokens", "1024", "--out", str(out)]
-    done = run(*asked, *few, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = invoke(*asked, *few)
+    assert done.exit_code == 0, done.exception
     found = json.loads(done.stdout)
     assert [row["cell"]["adapter"] for row in found["rows"]] == ["full", "untuned", ""]
     assert [row["state"] for row in found["rows"]] == ["done"] * 3
@@ -160,12 +125,14 @@ def _binary(path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_bad_input_says_what_to_do_and_writes_nothing(make, arguments, code, message, tmp_path):
+def test_bad_input_says_what_to_do_and_writes_nothing(
+    make, arguments, code, message, refused, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     if make:
         make(tmp_path / "bad.txt")
     before = sorted(tmp_path.iterdir())
-    done = run(*arguments, cwd=tmp_path)
-    assert done.returncode == code, done.stderr
-    assert message in " ".join(done.stderr.replace("│", " ").split())
-    assert "Traceback" not in done.stderr
+    found, told = refused("compare", *arguments)
+    assert found == code, told
+    assert message in told
     assert sorted(tmp_path.iterdir()) == before

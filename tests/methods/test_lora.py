@@ -152,6 +152,25 @@ def test_factors_in_float32_beside_half_precision_get_gradients_in_float32():
     assert given["a"].grad.dtype == given["b"].grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("slow", [(), (torch.bfloat16,)], ids=["of its own", "through float32"])
+def test_products_of_half_precision_are_right_on_any_processor(slow, monkeypatch):
+    monkeypatch.setattr("nonet.lora.impl.torch._SLOW", slow)
+    given = arguments(torch.bfloat16, trained=("x", "weight", "bias", "a", "b"))
+
+    def run(given, impl):
+        out = lora_linear(**given, scale=SCALE, impl=impl)
+        return [out, *torch.autograd.grad(out.square().sum(), list(given.values()))]
+
+    wide = {name: value.detach().double().requires_grad_() for name, value in given.items()}
+    found, plain, gold = run(given, "torch"), run(given, "reference"), run(wide, "reference")
+    assert {value.dtype for value in found} == {torch.bfloat16}
+    for name, *values in zip(("out", *given), found, plain, gold, strict=True):
+        assert_within_budget(*values, name, scale=values[-1].abs().max().item())
+    if slow:
+        exact = lora_linear(**{n: v.detach().float() for n, v in given.items()}, scale=SCALE)
+        assert torch.equal(found[0], exact.bfloat16())
+
+
 def test_it_is_differentiated_once():
     given = arguments()
     loss = lora_linear(**given, scale=SCALE).square().sum()

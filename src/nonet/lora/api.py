@@ -65,6 +65,8 @@ def lora_linear(
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        with torch.autocast(x.device.type, enabled=False):  # inside, a product may ask for another dtype
+            return lora_linear(x, weight, bias, a, b, scale, keep, impl=impl)
     if not (x.is_floating_point() and x.dtype == weight.dtype and a.is_floating_point()):
         check_floating(x=x, weight=weight)
         check_floating(a=a)

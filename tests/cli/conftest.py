@@ -1,0 +1,78 @@
+"""Commands run in the tests' process, and a tiny model for them to work on."""
+
+import sys
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
+from typer.testing import CliRunner
+
+from nonet.cli import app
+from nonet.data import byte_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was():
+    """Gives back what a command sets for its process, which here is the tests' own."""
+    verbosity = logging.get_verbosity()
+    yield
+    logging.set_verbosity(verbosity)
+    logging.enable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def invoke():
+    """Runs a command in this process: starting one takes longer than all else that most tests do."""
+
+    def run(*arguments):
+        words = [str(a) for a in arguments]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["nonet", *words])  # which is kept with what was measured
+            return CliRunner().invoke(app, words)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def refused(invoke):
+    """Runs a command that is to fail, and returns its exit status and what a user is told."""
+
+    def run(*arguments):
+        done = invoke(*arguments)
+        if done.exit_code == 1:  # the program makes one line of it
+            assert isinstance(done.exception, ValueError | OSError)
+            return 1, str(done.exception)
+        return done.exit_code, " ".join(done.stderr.replace("│", " ").split())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """A directory with a tiny model and a tokenizer of bytes."""
+    place = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=257,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=256,
+        eos_token_id=256,
+        pad_token_id=256,
+    )
+    LlamaForCausalLM(config).save_pretrained(place)
+    byte_tokenizer().save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """A file of a text that is quickly learned."""
+    path = tmp_path_factory.mktemp("text") / "fox.txt"
+    path.write_text("".join(f"line {i}: the quick brown fox jumps over the lazy dog\n" for i in range(900)))
+    return path
