@@ -1,5 +1,6 @@
 """What holds for every test: no network, no telemetry, fixed seeds."""
 
+import gc
 import os
 import random
 import signal
@@ -20,6 +21,12 @@ import torch
 def pytest_collection_modifyitems(items):
     """Begins with the site: it is built by one process, beside which the others go on."""
     items.sort(key=lambda item: item.path.name != "test_site.py")
+
+
+def pytest_collection_finish():
+    """Takes what is there by now, a million objects that stay, out of what is searched for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

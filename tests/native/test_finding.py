@@ -1,14 +1,17 @@
 """No library, a broken one and another's are told apart, by the loader and by the ops."""
 
+import functools
 import shutil
 from importlib import metadata
 from pathlib import Path
 
 import outside
 import pytest
+import torch
 
 import nonet
-from nonet import native
+from nonet import native, select
+from nonet.mamba import causal_conv1d
 
 OPS = sorted({op.name for _, op in outside.kernel_cases()})
 # An installation without the library, and a call of an op that has kernels.
@@ -68,10 +71,25 @@ def test_a_pure_installation_runs_on_torch_and_says_so_once():
     assert (quiet.returncode, quiet.stderr) == (0, "")
 
 
-def test_a_kernel_that_was_asked_for_is_not_replaced():
-    said = last_line(f"{PURE}{CALL}\ncall('cpu')")
-    assert said.startswith("nonet.select.UnsupportedError: impl='cpu' cannot serve this call")
-    assert "cpu is missing: the C library was not built" in said
+@pytest.fixture
+def anew(monkeypatch):
+    """The process as it was before it looked for a library."""
+    for function in (native.library, native.absence):
+        monkeypatch.setattr(native, function.__name__, functools.cache(function.__wrapped__))
+    monkeypatch.setattr(select, "_names", {})
+    for variable in ("NONET_LIBRARY", "NONET_ISA"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def call(impl):
+    causal_conv1d(torch.ones(1, 5, 7), torch.ones(5, 4), impl=impl)
+
+
+def test_a_kernel_that_was_asked_for_is_not_replaced(anew, monkeypatch):
+    monkeypatch.setattr(native, "_folders", list)
+    with pytest.raises(select.UnsupportedError, match="impl='cpu' cannot serve this call") as raised:
+        call("cpu")
+    assert "cpu is missing: the C library was not built" in str(raised.value)
 
 
 @pytest.fixture(scope="module")
@@ -111,22 +129,17 @@ def another(tmp_path_factory):
     ],
 )
 @outside.needs_linux
-def test_a_library_that_cannot_be_used_is_an_error(name, complaint, another):
+def test_a_library_that_cannot_be_used_is_an_error(name, complaint, another, anew, monkeypatch):
     if name not in another:
         pytest.skip("needs a compiler, or the library")
-    code = f"""{CALL}
-from nonet import native
-for function, *arguments in ((native.absence,), (native.library,), (call, "auto"), (call, "cpu")):
-    try:
-        function(*arguments)
-    except native.NativeError as error:
-        print(error)
-call("torch")
-"""
-    ended = run(code, another[name])
-    assert ended.returncode == 0, ended.stderr
-    said = ended.stdout.splitlines()[0]
-    assert ended.stdout == f"{said}\n" * 4
+    monkeypatch.setenv("NONET_LIBRARY", str(another[name]))
+    said = set()
+    for function, *arguments in ((native.absence,), (native.library,), (call, "auto"), (call, "cpu")):
+        with pytest.raises(native.NativeError) as raised:
+            function(*arguments)
+        said.add(str(raised.value))
+    call("torch")
+    [said] = said
     assert complaint in said
     assert str(another[name]) in said
     assert said.endswith("NONET_LIBRARY names it")

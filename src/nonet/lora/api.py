@@ -30,14 +30,15 @@ def lora_linear(
 
     Under ``torch.autocast`` all products are computed in its dtype, as ``torch.nn.functional.linear`` does.
     For backward the input, :math:`(m \odot x) A^\top` and the mask are kept, nothing of the output's size;
-    the gradient of a weight that is frozen is not formed. It can be differentiated once.
+    the gradient of a weight that is frozen is not formed. It can be differentiated once. On a processor
+    without products of half precision they are computed in float32, which is many times faster there.
 
     Args:
         x: input ``(..., in)``.
         weight: W ``(out, in)``; any strides.
         bias: :math:`\beta` ``(out,)``, or None.
-        a: first factor A ``(R, in)``; cast to the dtype of x, as B is, so that factors may be kept in
-            float32 beside a weight of half precision.
+        a: first factor A ``(R, in)``; cast to the dtype of the products, as B is, so that factors may be kept
+            in float32 beside a weight of half precision.
         b: second factor B ``(out, R)``.
         scale: s. With dropout of probability p, this is the place of its factor: give ``s / (1 - p)``.
         keep: the mask m in the shape of x, false where an input of A is dropped; None keeps all.
@@ -71,7 +72,7 @@ def lora_linear(
         check_floating(x=x, weight=weight)
         check_floating(a=a)
     run = implementation(_LINEAR, impl, x)
-    return run(x, weight, bias, a.to(x.dtype), b.to(x.dtype), scale, keep)
+    return run(x, weight, bias, a, b, scale, keep)
 
 
 def grouped_lora(

@@ -13,6 +13,7 @@ def lora_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, keep: Tensor | None
 ) -> Tensor:
     """Returns ``W x + bias + scale B A m(x)``: equation 3, with a mask on what A reads."""
+    a, b = a.to(x.dtype), b.to(x.dtype)
     out = x @ weight.mT
     if bias is not None:
         out = out + bias

@@ -59,7 +59,8 @@ def _product(
 def _multiplied(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """Returns the factors of products, x with its rows first, in the dtype to multiply in."""
     slow = x.device.type == "cpu" and x.dtype in _SLOW and len(x) > _FEW
-    return tuple(t.to(torch.float32) for t in (x, *others)) if slow else (x, *others)
+    dtype = torch.float32 if slow else x.dtype
+    return tuple(t.to(dtype) for t in (x, *others))
 
 
 def _masked(x: Tensor, keep: Tensor | None) -> Tensor:
@@ -88,9 +89,8 @@ class _LoraLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *factors, keep = ctx.saved_tensors
-        dtype = grad.dtype
-        x, grad, weight, a, b, low = _multiplied(factors[0], grad, *factors[1:])
+        *given, keep = ctx.saved_tensors
+        x, weight, a, b, low, grad = _multiplied(*given, grad)
         for_x, for_weight, for_bias, for_a, for_b, *_ = ctx.needs_input_grad
         grad_x = grad_weight = grad_bias = grad_a = grad_b = None
         if for_x or for_a:
@@ -109,5 +109,6 @@ class _LoraLinear(torch.autograd.Function):
             grad_a = grad_low @ _masked(x, keep)
         if for_b:
             grad_b = (low @ grad).mul_(ctx.scale).mT
-        grads = (grad_x, grad_weight, grad_bias, grad_a, grad_b)
-        return *(None if g is None else g.to(dtype) for g in grads), None, None
+        x, weight, a, b, _ = given
+        grads = ((grad_x, x), (grad_weight, weight), (grad_bias, weight), (grad_a, a), (grad_b, b))
+        return *(None if g is None else g.to(t.dtype) for g, t in grads), None, None
