@@ -37,6 +37,7 @@ myst_heading_anchors = 3
 
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 maximum_signature_line_length = 88
 napoleon_use_rtype = napoleon_attr_annotations = False
 # Docstrings name what lies outside of the site by plain names.

@@ -36,7 +36,11 @@ def _fixed_seeds():
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    """Keeps encoded texts of the tests out of the user's cache, and in one folder a session."""
-    monkeypatch.setenv("NONET_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Keeps what tests encode and convert out of the user's cache, and in one folder for all workers."""
+    place = tmp_path_factory.getbasetemp()
+    place = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NONET_CACHE", str(place / "cache"))
+        yield

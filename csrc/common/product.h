@@ -1,8 +1,8 @@
 // The product of a matrix with a few vectors. What the time goes into is reading the matrix, so each row of it
 // meets up to ROWS vectors at once, and the other vectors while it is still in a cache.
 //
-// A tile is OUTS rows of the matrix by the vectors. Each of its sums is taken lane by lane and then over the
-// lanes, in an order that depends neither on the tile nor on how many vectors there are: what comes out for a
+// A tile is OUTS rows of the matrix by the vectors. Each of its sums is taken lane by lane, run by run, and then
+// over the lanes, in an order that depends neither on the tile nor on how many vectors there are: what comes out for a
 // vector is the same to the bit, alone or among others.
 #pragma once
 #include "tasks.h"
@@ -17,43 +17,50 @@ enum { ROWS = 6, OUTS = 2 };
 #endif
 enum { PANEL = 16 };  // rows of the matrix that stay in a cache for the next vectors
 enum { LINE = 64 };   // bytes that come from memory together
+enum { RUN = 64 };    // vectors of a row that are summed before they join its total, which rounds less
 
 // Dots COUNT vectors, which lie `apart` floats from each other, with SOME rows of a matrix: to[r * SOME + o].
 // Fills `to` up to a multiple of LANES.
 template <class S, int COUNT, int SOME>
 APART void dots(float* to, const S* matrix, int64_t stride, const float* x, int64_t apart, int64_t size) {
-    V sums[COUNT * SOME] = {};
-    int64_t k = 0;
-    for (; k + LANES <= size; k += LANES) {
-        V w[SOME];
+    V totals[COUNT * SOME] = {};
+    for (int64_t k = 0; k < size;) {
+        const int64_t end = least(k + RUN * LANES, size);
+        V sums[COUNT * SOME] = {};
+        for (; k + LANES <= end; k += LANES) {
+            V w[SOME];
 #pragma GCC unroll 4
-        for (int o = 0; o < SOME; ++o) {
-            const S* row = matrix + o * stride + k;
-            w[o] = load(row);
-            // The tile behind the next one: prefetchers of processors lose their way among several rows.
-            if (SOME > 1 && k * sizeof(S) % LINE == 0) __builtin_prefetch(row + 2 * SOME * stride, 0, 2);
-        }
+            for (int o = 0; o < SOME; ++o) {
+                const S* row = matrix + o * stride + k;
+                w[o] = load(row);
+                // The tile behind the next one: prefetchers of processors lose their way among several rows.
+                if (SOME > 1 && k * sizeof(S) % LINE == 0) __builtin_prefetch(row + 2 * SOME * stride, 0, 2);
+            }
 #pragma GCC unroll 8
-        for (int r = 0; r < COUNT; ++r) {
-            V v = load(x + r * apart + k);
-            hide(v);  // compilers would load it again for each row of the matrix
+            for (int r = 0; r < COUNT; ++r) {
+                V v = load(x + r * apart + k);
+                hide(v);  // compilers would load it again for each row of the matrix
 #pragma GCC unroll 4
-            for (int o = 0; o < SOME; ++o) sums[r * SOME + o] += w[o] * v;
+                for (int o = 0; o < SOME; ++o) sums[r * SOME + o] += w[o] * v;
+            }
         }
+        if (k < end) {
+            V w[SOME];
+#pragma GCC unroll 4
+            for (int o = 0; o < SOME; ++o) w[o] = load_some(matrix + o * stride + k, end - k);
+#pragma GCC unroll 8
+            for (int r = 0; r < COUNT; ++r) {
+                V v = load_some(x + r * apart + k, end - k);
+#pragma GCC unroll 4
+                for (int o = 0; o < SOME; ++o) sums[r * SOME + o] += w[o] * v;
+            }
+            k = end;
+        }
+#pragma GCC unroll 32
+        for (int i = 0; i < COUNT * SOME; ++i) totals[i] += sums[i];
     }
-    if (k < size) {
-        V w[SOME];
-#pragma GCC unroll 4
-        for (int o = 0; o < SOME; ++o) w[o] = load_some(matrix + o * stride + k, size - k);
 #pragma GCC unroll 8
-        for (int r = 0; r < COUNT; ++r) {
-            V v = load_some(x + r * apart + k, size - k);
-#pragma GCC unroll 4
-            for (int o = 0; o < SOME; ++o) sums[r * SOME + o] += w[o] * v;
-        }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < COUNT * SOME; i += LANES) store(to + i, sum_each(sums + i, COUNT * SOME - i));
+    for (int i = 0; i < COUNT * SOME; i += LANES) store(to + i, sum_each(totals + i, COUNT * SOME - i));
 }
 
 // The same for a number of vectors that is known when it runs, COUNT at most.

@@ -180,7 +180,7 @@ for length in (512, 1024, 2048):
     rows.append([f"{length:,}", *(f"{times[n]:.1f}" for n in ways), *(f"{memory[n]:.1f}" for n in ways)])
 learn.show_table(("tokens", "fast path, ms", "table stored, ms", "fast path, MiB", "table stored, MiB"), rows)
 faster = times["table stored"] / times["fast path"]
-print(f"On {lab.threads} threads, at {length:,} tokens: {faster:.1f} times as fast.")
+print(f"On {lab.threads}, at {length:,} tokens: {faster:.1f} times as fast.")
 assert memory["fast path"] < memory["table stored"]
 
 # %% [markdown]

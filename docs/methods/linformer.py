@@ -216,7 +216,7 @@ print(
     f"At {length:,} tokens, times as fast: {times[ways[1]] / times[ways[0]]:.1f} as with stored scores, ",
     end="",
 )
-print(f"{times[ways[2]] / times[ways[0]]:.1f} as fused attention, on {lab.threads} threads.")
+print(f"{times[ways[2]] / times[ways[0]]:.1f} as fused attention, on {lab.threads}.")
 assert memory["Linformer"] < memory["exact, stored"]
 
 # %% [markdown]

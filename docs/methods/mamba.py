@@ -193,7 +193,7 @@ for length in (256, 1024, 4096):
         else:
             rows.append((f"{length:,}", f"{1e3 * ours:.2f}", "-", "-"))
 learn.show_table(("tokens", "fast path, ms", "a loop, ms", "times as fast"), rows)
-print(f"on {lab.threads} threads")
+print(f"on {lab.threads}")
 
 # %% [markdown]
 # Then what one more token costs once a text is there. The block keeps its state, and nothing else:

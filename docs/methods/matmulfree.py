@@ -195,7 +195,7 @@ rows = [
     for name, size in (("dense", dense.nbytes), ("packed", w.nbytes))
 ]
 learn.show_table(("weights", "KiB", "bits a weight", "µs a token"), rows)
-print(f"{dense.nbytes / w.nbytes:.1f} times smaller; {lab.threads} threads.")
+print(f"{dense.nbytes / w.nbytes:.1f} times smaller; {lab.threads}.")
 assert dense.nbytes / w.nbytes > 15.9
 
 # %% [markdown]

@@ -214,7 +214,7 @@ for length in (1024, 2048, 4096, 8192):
         times = {way: 1e3 * median(one) for way, one in lab.seconds(calls, repeats=3).items()}
     rows.append([f"{length:,}", *(f"{times[way]:.1f}" for way in ways)])
 learn.show_table(("tokens", *(f"{way}, ms" for way in ways)), rows)
-print(f"At {length:,} tokens, on {lab.threads} threads, times as fast as exact attention: ", end="")
+print(f"At {length:,} tokens, on {lab.threads}, times as fast as exact attention: ", end="")
 print(", ".join(f"{way} {times[ways[0]] / times[way]:.1f}" for way in ways[1:]))
 
 # %% [markdown]

@@ -80,7 +80,7 @@ def test_headlines_are_peers_on_the_most_threads():
     assert [(line[0], line[3]) for line in cells(said)] == [
         ("hgrn_scan forward T2048", "eager loop 15x (14x to 16x)")
     ]
-    assert "2 threads" in said
+    assert "(threads: 2)" in said
     whole = table.document([both, variant])
     assert "nonet avx2" in whole
     assert "nonet torch" in whole

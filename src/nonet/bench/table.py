@@ -64,7 +64,7 @@ def headlines(stored: Iterable[Record]) -> str:
         lines = tuple(line for row in rows if (line := _headline(row)))
         if lines:
             sheet = Sheet("", ("workload", "nonet", "of its limit", "times as fast as"), lines)
-            title = f"Medians on {most} threads, ratios with their quartiles."
+            title = f"Medians (threads: {most}), ratios with their quartiles."
             parts += [title, _markdown(sheet), origin(rows)]
     return "\n\n".join(parts) or _NONE
 

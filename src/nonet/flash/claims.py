@@ -132,7 +132,7 @@ def _causal(lab: Lab) -> Finding:
         judge(faster, 1.7, 1.2),
         f"Leaving out the tiles above the diagonal makes the forward pass over {q.shape[2]:,} tokens "
         f"{faster:.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f}), by PyTorch's own operator "
-        f"on {lab.threads} threads.",
+        f"on {lab.threads}.",
         (Figure("times as fast", ratios),),
     )
 

@@ -45,13 +45,14 @@ class Lab:
 
     Attributes:
         seeds: how often to repeat what is drawn at random: 0 and 1, in the full size 0 to 4.
-        threads: that serve the processor.
+        threads: how many serve the processor, such as "2 threads".
     """
 
     def __init__(self, full: bool = False, say: Callable[[str], None] = lambda doing: None) -> None:
         self.full, self.say = full, say
         self.seeds = tuple(range(5 if full else 2))
-        self.threads = torch.get_num_threads()
+        number = torch.get_num_threads()
+        self.threads = f"{number} thread{'s' * (number > 1)}"
 
     def scaled(self, quick: T, full: T) -> T:
         """Returns the value for the size that was asked for."""

@@ -42,7 +42,7 @@ def origin(rows: Iterable[Record]) -> str:
     """Returns a sentence that says where, when and with what rows were found."""
     rows = list(rows)
     said = [row["provenance"] for row in rows]
-    machines = sorted({f"{p['cpu']}, {p['cores']} cores, {p['threads']} threads" for p in said})
+    machines = sorted({f"{p['cpu']}, {p['cores']} cores, threads: {p['threads']}" for p in said})
     dates = sorted({p["date"][:10] for p in said})
     versions = sorted({f"nonet {p['nonet']}, torch {p['torch']}, python {p['python']}" for p in said})
     commits = sorted({str(p["commit"])[:10] + (" with changes" if p["dirty"] else "") for p in said})

@@ -130,7 +130,7 @@ def _latency(lab: Lab) -> Finding:
         verdict,
         f"One text of 128 tokens through {base.config.num_hidden_layers} layers of width 256, rank 8 on "
         f"every linear layer: merged it takes {none:.2f} times what the bare model takes, beside the weights "
-        f"{extra:.2f} times, on {lab.threads} threads. Logits differ by {error:.0e} of the largest.",
+        f"{extra:.2f} times, on {lab.threads}. Logits differ by {error:.0e} of the largest.",
         (
             Figure("time, merged over bare", ratios["merged"]),
             Figure("time, beside over bare", ratios["beside"]),

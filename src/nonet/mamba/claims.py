@@ -162,7 +162,7 @@ def _speed(lab: Lab) -> Finding:
         judge(faster, 20, 2),
         f"Over {lengths[-1]:,} tokens, {channels:,} channels and {states} states the fast path takes "
         f"{times['auto'][-1]:.0f} ms and a loop in PyTorch {times['reference'][-1]:,.0f} ms: {faster:.0f} "
-        f"times as fast ({min(ratios):.0f} to {max(ratios):.0f}), forward, on {lab.threads} threads.",
+        f"times as fast ({min(ratios):.0f} to {max(ratios):.0f}), forward, on {lab.threads}.",
         (Figure("times as fast", ratios),),
         Plot(
             "tokens",

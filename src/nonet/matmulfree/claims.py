@@ -84,7 +84,7 @@ def _faster(lab: Lab) -> Finding:
         judge(median(ratios), 3, 1.2),
         f"One token through {width:,} by {width:,} weights takes {1e6 * median(found['packed']):,.0f} µs "
         f"packed and {1e6 * median(found['dense']):,.0f} µs in dense float32: {median(ratios):.2f} times as "
-        f"fast ({min(ratios):.2f} to {max(ratios):.2f}, {lab.threads} threads). PyTorch has no product with "
+        f"fast ({min(ratios):.2f} to {max(ratios):.2f}, {lab.threads}). PyTorch has no product with "
         "packed weights, so they are unpacked at every call.",
         (Figure("times as fast", ratios),),
     )

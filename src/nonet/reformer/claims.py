@@ -245,7 +245,7 @@ def _speed(lab: Lab) -> Finding:
         "holds" if all(good) else "holds in part" if any(good) else "does not hold here",
         f"{tokens:,} tokens in texts of {lengths[-1]:,} take so many times as long as in texts of "
         f"{lengths[0]}: {', '.join(f'{names[r]} {grown[r]:.1f}' for r in names)}. Against PyTorch's fused "
-        f"exact attention on {lab.threads} threads, faster: "
+        f"exact attention on {lab.threads}, faster: "
         + "; ".join(
             f"{names[r]} {crossover(r)} ({faster[r]:.1f} times as fast at the longest)" for r in hashed
         )
