@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from prompt_models import learned_tokenizer, make
+from prompt_models import assert_same, learned_tokenizer, make, tokens
 from tokenizers.models import WordLevel
 from torch.nn import Embedding, init
 
@@ -112,11 +112,39 @@ def test_a_half_precision_table_starts_a_prompt_in_full_precision():
 
 @pytest.mark.parametrize("hidden", [None, 16])
 def test_a_prefix_starts_as_an_embedding_does(hidden):
-    model = add_prompt(make(), PrefixTuning(length=40, hidden=hidden))
+    model = add_prompt(make(), PrefixTuning(length=40, hidden=hidden, start="random"))
     encoder = model.soft_prompt.encoder
     drawn = encoder.weight if hidden is None else encoder.embedding.weight
     assert 0.9 < drawn.std() < 1.1
     assert encoder().shape == (40, 2 * 2 * 2 * 16)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
+def test_a_prefix_of_a_text_reads_as_the_text_does(kind):
+    bare, tokenizer, ids = make(kind), learned_tokenizer(), tokens()
+    text = tokenizer("a good film")["input_ids"]
+    config = PrefixTuning(length=len(text), start="text", text="a good film")
+    model = add_prompt(make(kind), config, tokenizer)
+    whole = torch.cat([torch.tensor(text).expand(len(ids), -1), ids], 1)
+    assert_same(model(ids).logits, bare(whole).logits[:, len(text) :])
+    assert not model.training
+
+
+def test_a_prefix_of_sampled_tokens_follows_from_the_seed_and_serves_encoders_too():
+    first, again, other = (
+        add_prompt(make("bert").train(), PrefixTuning(length=4, seed=seed)).soft_prompt.encoder()
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert first.shape == (4, 2 * 2 * 4 * 16)
+
+
+@pytest.mark.parametrize("options", [{}, {"start": "text"}, {"start": "text", "hidden": 8}])
+def test_a_text_that_would_be_ignored_or_is_missing_is_refused(options):
+    text = {} if options == {"start": "text"} else {"text": "film"}
+    with pytest.raises(ValueError, match="text"):
+        add_prompt(make(), PrefixTuning(length=4, **options, **text), learned_tokenizer())
 
 
 @pytest.mark.parametrize("kind", ["mlp", "lstm"])

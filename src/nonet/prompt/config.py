@@ -6,6 +6,7 @@ from typing import Literal
 from nonet.shapes import check_choice, check_positive
 
 STARTS = ("vocabulary", "random", "text", "labels")
+PREFIX_STARTS = ("vocabulary", "random", "text")
 ENCODERS = ("mlp", "lstm")
 
 
@@ -51,15 +52,25 @@ class PrefixTuning:
         length: P, keys and values of each layer.
         hidden: width of the MLP (Linear, Tanh, Linear) through which they are trained; None trains them
             directly. The MLP is dropped when the prefix is saved.
+        start: what they are at first without an MLP (section 7.4): ``"vocabulary"``, what the model's own
+            layers make of sampled tokens, chosen as for :class:`PromptTuning`; ``"text"``, of a text,
+            repeated up to the length; ``"random"``, normal numbers.
+        text: for ``start="text"``.
         seed: of what is drawn.
     """
 
     length: int = 20
     hidden: int | None = None
+    start: Literal["vocabulary", "random", "text"] = "vocabulary"
+    text: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_positive(length=self.length, hidden=self.hidden)
+        check_choice("start", self.start, PREFIX_STARTS)
+        if self.text is not None and (self.start != "text" or self.hidden is not None):
+            given = f"start={self.start!r}, hidden={self.hidden}"
+            raise ValueError(f"text has an effect with start='text' and hidden=None alone; got {given}")
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,47 @@ class _WithPrefix:
         return getattr(self._cache, name)
 
 
+class _Record:
+    """In the place of a cache: takes down the keys and values ``(1, G, P, D)`` of each layer."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        self.layers[layer] = keys, values
+        return keys, values
+
+
+@torch.no_grad()
+def made_of(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Returns what the attentions of a model make of P tokens, the ``(P, layers * 2 * G * D)`` of a prefix.
+
+    With them as its prefix the model reads a text as if these tokens stood before it.
+    """
+    _check_kind(model)
+    attentions, record = _attentions(model), _Record()
+    names = tuple(inspect.signature(attentions[0].forward).parameters)
+
+    def note(attention: Any, args: tuple[Any, ...], kwargs: Arguments) -> tuple[tuple[()], Arguments]:
+        return (), {**named(names, args, kwargs), "past_key_values": record}
+
+    handles = [attention.register_forward_pre_hook(note, with_kwargs=True) for attention in attentions]
+    training = model.training
+    try:
+        model.eval().base_model(input_ids=ids[None].to(model.device), use_cache=False)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    # (2, G, P, D) a layer, keys before values, to (P, 2, G, D)
+    pairs = [torch.cat(record.layers[layer]).permute(2, 0, 1, 3) for layer in sorted(record.layers)]
+    return torch.cat([pair.flatten(1) for pair in pairs], 1).to(
+        "cpu", torch.promote_types(model.dtype, torch.float32)
+    )
+
+
 def _join(prefix: Tensor, own: Tensor) -> Tensor:
     rows, heads, _, width = own.shape
     if (heads, width) != (prefix.shape[0], prefix.shape[2]):

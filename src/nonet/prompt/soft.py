@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from nonet.prompt.config import PrefixTuning, PromptTuning, PTuning
 from nonet.prompt.encoder import PrefixMLP, PromptEncoder, Table
 from nonet.prompt.hooks import SoftPrompt
-from nonet.prompt.prefix import Prefix, kv_shape
-from nonet.prompt.starts import first_vectors, seeded
+from nonet.prompt.prefix import Prefix, kv_shape, made_of
+from nonet.prompt.starts import first_tokens, first_vectors, seeded
 from nonet.prompt.vectors import InputPrompt
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -39,7 +39,7 @@ def add_prompt(model: Model, config: Config, tokenizer: Any | None = None) -> Mo
             takes ``past_key_values`` and is computed by ``"eager"`` or ``"sdpa"``. A new head can be trained
             beside the prompt: ``model.score.requires_grad_(True)``.
         config: which prompt.
-        tokenizer: for the starts of :class:`~nonet.prompt.PromptTuning` that read text.
+        tokenizer: for the starts that read text, and to sample tokens among the frequent ones.
 
     Raises:
         TypeError: the model is not one of Transformers', or ``config`` is none of the three.
@@ -110,6 +110,8 @@ def _encoder(model: PreTrainedModel, config: Config, tokenizer: Any | None) -> n
         return PromptEncoder(config.length, width, config.hidden or width, layers)
     layers, heads, head_dim = kv_shape(model)
     out = layers * 2 * heads * head_dim
-    if config.hidden is None:
+    if config.hidden is not None:
+        return PrefixMLP(config.length, width, config.hidden, out)
+    if config.start == "random":
         return Table(torch.randn(config.length, out))
-    return PrefixMLP(config.length, width, config.hidden, out)
+    return Table(made_of(model, first_tokens(config, weight.shape[0], tokenizer)))

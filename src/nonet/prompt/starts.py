@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nonet.prompt.config import PromptTuning
+from nonet.prompt.config import PrefixTuning, PromptTuning
 
 FREQUENT = 5000
 _RANKED = ("BPE", "Unigram")  # tokenizers whose identifiers rise as frequency falls
@@ -35,23 +35,43 @@ def first_vectors(config: PromptTuning, embeddings: Tensor, tokenizer: Any | Non
         ValueError: the start lacks its text or the tokenizer, a text has no tokens, or there are more
             labels than vectors.
     """
-    length, start, text = config.length, config.start, config.text
+    length = config.length
     table = embeddings.detach().to("cpu", torch.promote_types(embeddings.dtype, torch.float32))
-    if start == "random":
+    if config.start == "random":
         return torch.rand(length, table.shape[1], dtype=table.dtype) - 0.5
-    if start == "vocabulary":
-        return table[_sampled(length, table.shape[0], tokenizer)]
-    if text is None or tokenizer is None:
-        missing = "text" if text is None else "tokenizer"
-        raise ValueError(f"start={start!r} needs {missing}; got None")
-    if isinstance(text, str):
-        ids = _tokens(text, tokenizer)
-        return table[torch.tensor(ids).repeat(-(-length // len(ids)))[:length]]
+    if config.start != "labels":
+        return table[first_tokens(config, table.shape[0], tokenizer)]
+    text = _text(config, tokenizer)
     if len(text) > length:
         raise ValueError(f"text holds {len(text)} labels; length={length} leaves no vector for some")
     labels = [table[_tokens(word, tokenizer)].mean(0) for word in text]
     rest = table[_sampled(length - len(labels), table.shape[0], tokenizer)]
     return torch.cat([torch.stack(labels), rest])
+
+
+def first_tokens(config: PromptTuning | PrefixTuning, rows: int, tokenizer: Any | None) -> Tensor:
+    """Returns the ``(P,)`` tokens that the starts ``"vocabulary"`` and ``"text"`` are made of.
+
+    Args:
+        config: says which start, and its text.
+        rows: V, tokens that the model knows.
+        tokenizer: needed by ``"text"``; tells ``"vocabulary"`` frequent ones.
+
+    Raises:
+        ValueError: the start lacks its text or the tokenizer, or the text has no tokens.
+    """
+    if config.start == "vocabulary":
+        return _sampled(config.length, rows, tokenizer)
+    ids = _tokens(_text(config, tokenizer), tokenizer)
+    return torch.tensor(ids).repeat(-(-config.length // len(ids)))[: config.length]
+
+
+def _text(config: PromptTuning | PrefixTuning, tokenizer: Any | None) -> Any:
+    """Returns what a start reads; raises ValueError where it or the tokenizer is missing."""
+    if config.text is None or tokenizer is None:
+        missing = "text" if config.text is None else "tokenizer"
+        raise ValueError(f"start={config.start!r} needs {missing}; got None")
+    return config.text
 
 
 def _sampled(count: int, rows: int, tokenizer: Any | None) -> Tensor:
