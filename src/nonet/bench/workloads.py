@@ -99,7 +99,7 @@ _FULL = (
     *(_lora("training forward", f"a layer {dtype}", {**_SMOLLM2, "V": 64, "layers": 1}, checked=_SMALLER,
             dtype=dtype) for dtype in _FLOATS),
     *(_lora("forward", f"8 adapters T{T}", {**_SMOLLM2, "B": 8, "T": T, "adapters": 8}, checked=_SMALLER)
-      for T in (16, 64)),
+      for T in (1, 16, 64)),
     *(_rows("forward", f"{sizes['I']} to {sizes['O']} R{R} {dtype} weight", {"R": R, **sizes}, checked=_FEWER,
             dtype=dtype) for sizes in _LINEARS for dtype in _FLOATS for R in (1, 5, 8)),
     *(_rows("forward", f"{sizes['I']} to {sizes['O']} R5 all bfloat16", {"R": 5, **sizes}, checked=_FEWER,
