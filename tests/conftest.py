@@ -44,3 +44,29 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NONET_CACHE", str(place / "cache"))
         yield
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """A directory with a tiny model and a tokenizer of bytes."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from nonet.data import byte_tokenizer
+
+    place = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=257,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=256,
+        eos_token_id=256,
+        pad_token_id=256,
+    )
+    LlamaForCausalLM(config).save_pretrained(place)
+    byte_tokenizer().save_pretrained(place)
+    return place

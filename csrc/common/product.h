@@ -2,8 +2,8 @@
 // meets up to ROWS vectors at once, and the other vectors while it is still in a cache.
 //
 // A tile is OUTS rows of the matrix by the vectors. Each of its sums is taken lane by lane, run by run, and then
-// over the lanes, in an order that depends neither on the tile nor on how many vectors there are: what comes out for a
-// vector is the same to the bit, alone or among others.
+// over the lanes, in an order that depends neither on the tile nor on how many vectors there are: what comes
+// out for a vector is the same to the bit, alone or among others.
 #pragma once
 #include "tasks.h"
 

@@ -1,15 +1,12 @@
-"""Commands run in the tests' process, and a tiny model for them to work on."""
+"""Commands run in the tests' process, and a text for them to work on."""
 
 import sys
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 from typer.testing import CliRunner
 
 from nonet.cli import app
-from nonet.data import byte_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -46,28 +43,6 @@ def refused(invoke):
         return done.exit_code, " ".join(done.stderr.replace("│", " ").split())
 
     return run
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory):
-    """A directory with a tiny model and a tokenizer of bytes."""
-    place = tmp_path_factory.mktemp("models") / "tiny"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=257,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=256,
-        eos_token_id=256,
-        pad_token_id=256,
-    )
-    LlamaForCausalLM(config).save_pretrained(place)
-    byte_tokenizer().save_pretrained(place)
-    return place
 
 
 @pytest.fixture(scope="session")

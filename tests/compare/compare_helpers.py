@@ -1,6 +1,3 @@
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
-
 from nonet.compare.plan import Work
 from nonet.data import byte_tokenizer, encode_corpus, load_corpus
 
@@ -57,23 +54,3 @@ def make_work_around(model, source, **changes):
         "new": 8,
     }
     return make_work(source, **{**fields, **changes})
-
-
-def write_model(place):
-    """A directory with a tiny model and a tokenizer of bytes."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=257,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=256,
-        eos_token_id=256,
-        pad_token_id=256,
-    )
-    LlamaForCausalLM(config).save_pretrained(place)
-    byte_tokenizer().save_pretrained(place)
-    return place

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from compare_helpers import make_work_around, write_model, write_text
+from compare_helpers import make_work_around, write_text
 from transformers.utils import logging
 
 from nonet.compare import pairing
@@ -31,18 +31,8 @@ def _keep_global_settings():
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("around")
-
-
-@pytest.fixture(scope="module")
-def model(place):
-    return write_model(place / "model")
-
-
-@pytest.fixture(scope="module")
-def text(place):
-    return write_text(place / "fox.txt")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("around") / "fox.txt")
 
 
 @pytest.fixture

@@ -28,13 +28,13 @@ def call(impl):
 """
 
 
-def run(code, library=None):
-    return outside.python(code, NONET_LIBRARY=library, NONET_ISA=None)
+def run(code):
+    return outside.python(code, NONET_LIBRARY=None, NONET_ISA=None)
 
 
-def last_line(code, library=None):
+def last_line(code):
     """What an error that ends the process says."""
-    ended = run(code, library)
+    ended = run(code)
     assert ended.returncode == 1, ended
     return ended.stderr.splitlines()[-1]
 

@@ -16,8 +16,8 @@ def _slow() -> tuple[torch.dtype, ...]:
     return tuple(d for d, name in known.items() if not getattr(torch.ops.mkldnn, name, lambda: True)())
 
 
-# Products of these go through float32: on AVX2, with 512 rows of SmolLM2's linears, that is 5 times as fast
-# forward and 30 to 40 times backward, casts included. One or two rows are no faster.
+# Products of these go through float32, which is many times as fast, casts included (`nonet bench lora`); for
+# one or two rows it is not.
 _SLOW, _FEW = _slow(), 2
 
 
