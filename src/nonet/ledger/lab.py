@@ -44,13 +44,13 @@ class Lab:
         say: shown what is being done.
 
     Attributes:
-        seeds: how often to repeat what is drawn at random: 0 and 1, in the full size 0 to 4.
+        seeds: how often to repeat what is drawn at random: 0 and 1, in the full size 2 too.
         threads: how many serve the processor, such as "2 threads".
     """
 
     def __init__(self, full: bool = False, say: Callable[[str], None] = lambda doing: None) -> None:
         self.full, self.say = full, say
-        self.seeds = tuple(range(5 if full else 2))
+        self.seeds = tuple(range(3 if full else 2))
         number = torch.get_num_threads()
         self.threads = f"{number} thread{'s' * (number > 1)}"
 

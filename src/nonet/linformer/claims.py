@@ -124,7 +124,7 @@ def _rank(lab: Lab) -> Finding:
 def _slots(lab: Lab) -> Finding:
     length, layers, steps = lab.scaled(64, 128), lab.scaled(1, 2), lab.scaled(400, 1200)
     quarter = length // 4
-    tried = lab.scaled((quarter,), (length // 16, length // 8, quarter, length // 2))
+    tried = lab.scaled((quarter,), (length // 8, quarter, length // 2))
     text, seeds = lab.text(), lab.seeds[:2]
     ids = lab.held_out(text, length, lab.scaled(256, 512))
     fresh = _collate(1)([{"input_ids": row} for row in ids])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def _rate(lab: Lab) -> Finding:
     rates = lab.scaled((2e-3, 8e-3, 3.2e-2), (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2))
-    steps, window, batch = lab.scaled((160, 64, 8), (600, 128, 8))
+    steps, window, batch = lab.scaled((160, 64, 8), (400, 128, 8))
     text, seeds = lab.text(), lab.seeds[: lab.scaled(1, 3)]
     losses: dict[str, list[list[float]]] = {"ternary": [], "dense": []}
     for linear, found in losses.items():

@@ -80,7 +80,8 @@ def train_head(
 
     pairs = list(zip(*examples, strict=True))
     fit(head, pairs, collate, steps=steps, learning_rate=learning_rate, batch=batch, seed=seed)
-    asked, right = list(zip(*test, strict=True)), 0
+    # Those of like length go together, so that little of a batch is padding.
+    asked, right = sorted(zip(*test, strict=True), key=lambda pair: len(pair[0])), 0
     for start in range(0, len(asked), _AT_ONCE):
         given = collate(asked[start : start + _AT_ONCE])
         with torch.no_grad():
@@ -135,8 +136,7 @@ def _pretrained(lab: Lab) -> Finding:
     zero: list[float] = []
     words: dict[int, list[float]] = {10: [], 50: []}
     heads: dict[int, list[float]] = {10: [], 50: []}
-    seeds = lab.seeds[:3]
-    for seed in seeds:
+    for seed in lab.seeds:
         for count, found in words.items():
             lab.say(f"{count} examples, seed {seed}")
             drawn = lab.docstrings(count, seed)
@@ -150,7 +150,7 @@ def _pretrained(lab: Lab) -> Finding:
             given = (model, tokenizer, drawn.labels, examples, test)
             heads[count].append(_best_head(*given, (5e-5, 2e-4), steps=20, batch=8, seed=seed))
     return _against_head(
-        f"Right of {_ASKED} docstrings of five packages, over {len(seeds)} draws of examples",
+        f"Right of {_ASKED} docstrings of five packages, over {len(lab.seeds)} draws of examples",
         zero,
         words,
         heads,
@@ -272,7 +272,7 @@ def tune(
 
 
 def _length(lab: Lab) -> Finding:
-    lengths, steps = lab.scaled((1, 20, 40), (1, 5, 20, 40, 100)), lab.scaled(200, 500)
+    lengths, steps = lab.scaled((1, 20, 40), (1, 5, 20, 100)), lab.scaled(200, 500)
     texts = lab.topics()
     tokenizer = texts.tokenizer()
     learning, test = texts.labelled(_BATCH * steps, 0), texts.labelled(400, _TEST)

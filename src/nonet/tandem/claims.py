@@ -66,7 +66,7 @@ def _primary(lab: Lab) -> Any:
         lab.say("the primary")
         layers, width = lab.scaled((3, 96), (4, 96))
         model = lab.language_model(num_hidden_layers=layers, hidden_size=width)
-        _primaries[lab.full] = _taught(lab, model, lab.scaled(450, 1500), 0, 16)
+        _primaries[lab.full] = _taught(lab, model, lab.scaled(360, 1500), 0, 16)
     return _primaries[lab.full]
 
 
@@ -78,7 +78,7 @@ def _four(lab: Lab, seed: int) -> dict[str, Tandem]:
     key = (lab.full, seed)
     if key not in _pairs:
         lab.say(f"four secondaries, seed {seed}")
-        primary, steps = _primary(lab), lab.scaled(120, 300)
+        primary, steps = _primary(lab), lab.scaled(100, 300)
         began = _taught(lab, _small(2, 32, seed + 10), steps // 2, seed + 10)
         alone = _taught(lab, copy.deepcopy(began).train(), steps, seed + 20)
         tandem = Tandem(primary, began, TandemConfig(block=_BLOCK, seed=seed)).train()
