@@ -312,16 +312,21 @@ def test_a_press_on_a_method_shows_it_alone_and_another_shows_all(stored, visit)
 
 
 @pytest.mark.browser
-def test_dark_and_print_change_the_colours_of_plots(stored, visit):
+def test_words_of_plots_follow_dark_and_print_while_methods_keep_their_colours(stored, visit):
     page = visit(stored("one seed"), 1280, color_scheme="dark")
-    mark = page.locator("#mixer .plot .mark-symbol path").first
-    colour = "element => getComputedStyle(element).fill"
-    dark = mark.evaluate(colour)
+    plot = page.locator("#mixer .plot").first
+
+    def fills():
+        paths = (plot.locator(path).first for path in (".role-axis-label text", ".mark-symbol path"))
+        return tuple(path.evaluate("element => getComputedStyle(element).fill") for path in paths)
+
+    dark = fills()
     page.emulate_media(color_scheme="light")
-    light = mark.evaluate(colour)
+    light = fills()
     page.emulate_media(media="print", color_scheme="dark")
-    assert dark != light
-    assert mark.evaluate(colour) == light
+    assert dark[0] != light[0]
+    assert dark[1] == light[1] != light[0]
+    assert fills() == light
 
 
 @pytest.mark.browser

@@ -1,17 +1,30 @@
-"""How each method is drawn: one colour, dash and shape, the same in every plot and table.
+"""How each method is drawn: its colour in the report, in chapters and in the ledger, and a dash and shape.
 
-None of the three is needed to tell a method from the others. Colours are variables of the report's
-style sheet, so that they follow its light, dark and printed forms.
+None of the three is needed to tell a method from the others. A colour has a contrast of at least three to one
+against a light page and a dark one, so that a picture may lie on either.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import cycle
 
 from nonet import registry
 from nonet.compare.summary import Slot
 
-COLOURS = 8
+# By the name of the method; "baseline" is what belongs to none.
+COLOURS = {
+    "flash": "#2b7fd4",
+    "matmulfree": "#d2600f",
+    "mamba": "#12966a",
+    "tandem": "#8b6be0",
+    "position": "#d04a6e",
+    "prompt": "#7d8a12",
+    "lora": "#1497a8",
+    "reformer": "#b956ad",
+    "linformer": "#b07a10",
+    "baseline": "#7a7f86",
+}
 DASHES = ((1, 0), (7, 3), (2, 2), (9, 3, 2, 3), (4, 2), (12, 4), (1, 3), (6, 2, 2, 2))
 # Outlines in a box from -1 to 1, for Vega and for the page's own legend.
 SHAPES = (
@@ -30,45 +43,29 @@ SHAPES = (
 class Look:
     """How a method is drawn."""
 
-    colour: str  # a CSS value
+    colour: str
     dash: list[int]  # lengths of strokes and gaps
     shape: str  # an outline
 
 
 def looks(slot: Slot) -> dict[str, Look]:
-    """Returns entry's name -> look, by its place in the registry, whatever else is compared.
+    """Returns entry's name -> look, by the method's place in the registry, whatever else is compared.
 
-    The first of a slot shares its look with the first of the others: together they are the baseline. A
-    method that fills two slots keeps the look of the first where it can.
+    What a method fills a slot with has the method's colour; where that is several, the first has it and the
+    others have colours of methods that have no part in the slot.
     """
-    places: dict[str, int] = {}
-    for name in registry.SLOTS:
-        mine = _places(name, places)
-        if name == slot.name:
-            break
-        for part in registry.parts(name):
-            places.setdefault(_owner(part), mine[part.name])
-    strange = (entry.name for entry in slot.entries if entry.name not in mine)
-    mine |= {name: len(mine) + i for i, name in enumerate(sorted(strange))}
-    return {entry.name: _look(mine[entry.name]) for entry in slot.entries}
-
-
-def _places(slot: registry.Slot, owned: dict[str, int]) -> dict[str, int]:
-    parts = sorted(registry.parts(slot), key=lambda part: _owner(part) not in owned)
-    mine: dict[str, int] = {}
-    for part in parts:
-        free = (i for i in range(len(parts) + len(owned)) if i not in mine.values())
-        kept = owned.get(_owner(part))
-        mine[part.name] = next(free) if kept is None or kept in mine.values() else kept
-    return mine
+    parts = [part.name for part in registry.parts(slot.name)]
+    strange = sorted(entry.name for entry in slot.entries if entry.name not in parts)
+    owners = [_owner(part) for part in registry.parts(slot.name)]
+    left = cycle([name for name in COLOURS if name not in owners])
+    mine = {}
+    for place, name in enumerate([*parts, *strange]):
+        first = place < len(owners) and owners[place] not in owners[:place]
+        colour = COLOURS[owners[place] if first else next(left)]
+        mine[name] = Look(colour, list(DASHES[place % len(DASHES)]), SHAPES[place % len(SHAPES)])
+    return {entry.name: mine[entry.name] for entry in slot.entries}
 
 
 def _owner(part: registry.Part) -> str:
     method = registry.method_of(part)
-    return method.name if method else part.name
-
-
-def _look(place: int) -> Look:
-    return Look(
-        f"var(--series-{place % COLOURS})", list(DASHES[place % len(DASHES)]), SHAPES[place % len(SHAPES)]
-    )
+    return method.name if method else "baseline"

@@ -1,7 +1,6 @@
 """How chapters and the ledger draw: a colour, dash and marker a method, on no background of their own.
 
-A picture lies on whatever page shows it, light or dark, so every colour has a contrast of at least three to
-one against both, and no two methods are told apart by colour alone.
+Colours are those of the comparison's report. No two methods are told apart by colour alone.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, StrMethodFormatter
+
+from nonet.compare.looks import COLOURS
 
 INK = "#767676"  # words and axes
 FAINT = "#8a8a8a"  # grids, by a third
@@ -58,16 +59,16 @@ class Look:
 
 # By the name of the method; "baseline" is whatever a method is held against.
 LOOKS: Mapping[str, Look] = {
-    "flash": Look("#2b7fd4", "-", "o"),
-    "matmulfree": Look("#d2600f", (0, (6, 2)), "s"),
-    "mamba": Look("#12966a", (0, (2, 1)), "^"),
-    "tandem": Look("#8b6be0", (0, (6, 2, 1, 2)), "D"),
-    "position": Look("#d04a6e", (0, (4, 1)), "P"),
-    "prompt": Look("#7d8a12", (0, (8, 3)), "v"),
-    "lora": Look("#1497a8", (0, (1, 1)), "X"),
-    "reformer": Look("#b956ad", (0, (5, 1, 1, 1, 1, 1)), "p"),
-    "linformer": Look("#b07a10", (0, (3, 3)), "h"),
-    "baseline": Look("#7a7f86", (0, (2, 3)), "."),
+    "flash": Look(COLOURS["flash"], "-", "o"),
+    "matmulfree": Look(COLOURS["matmulfree"], (0, (6, 2)), "s"),
+    "mamba": Look(COLOURS["mamba"], (0, (2, 1)), "^"),
+    "tandem": Look(COLOURS["tandem"], (0, (6, 2, 1, 2)), "D"),
+    "position": Look(COLOURS["position"], (0, (4, 1)), "P"),
+    "prompt": Look(COLOURS["prompt"], (0, (8, 3)), "v"),
+    "lora": Look(COLOURS["lora"], (0, (1, 1)), "X"),
+    "reformer": Look(COLOURS["reformer"], (0, (5, 1, 1, 1, 1, 1)), "p"),
+    "linformer": Look(COLOURS["linformer"], (0, (3, 3)), "h"),
+    "baseline": Look(COLOURS["baseline"], (0, (2, 3)), "."),
 }
 
 
