@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import inspect
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,16 +47,22 @@ def built() -> Any:
 
 
 def _section(number: int, method: Method) -> list[Any]:
-    chapter = jupytext.read(CHAPTERS / f"{method.name}.py", fmt="py:percent")
-    papers = ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in method.papers)
+    first, *others = (f"[{paper}](https://arxiv.org/abs/{paper})" for paper in method.papers)
+    papers = f"Paper: {first}" + (f"; also: {', '.join(others)}" if others else "") + "."
     title = f"## {number}. {method.title}\n\n*{method.idea[0].upper()}{method.idea[1:]}.* {papers}"
     end = f"Further: [the chapter](docs/methods/{method.name}.py), or `nonet learn {method.name}`."
-    marked = [cell for cell in chapter.cells if TAG in cell.metadata.get("tags", ())]
+    marked = _marked(method)
     for cell in marked:
         if cell.cell_type == "markdown" and cell.source.startswith("## "):
             cell.source = "#" + cell.source
     new = nbformat.v4.new_markdown_cell
     return [new(title), *marked, new(end)]
+
+
+def _marked(method: Method) -> list[Any]:
+    """Returns the cells of a method's chapter that the notebook takes."""
+    chapter = jupytext.read(CHAPTERS / f"{method.name}.py", fmt="py:percent")
+    return [cell for cell in chapter.cells if TAG in cell.metadata.get("tags", ())]
 
 
 def _digest(notebook: Any) -> str:
@@ -66,12 +73,18 @@ def _digest(notebook: Any) -> str:
 
 
 def _shown() -> list[str]:
-    """Returns every method's oracle, and the function that shows it."""
-    from nonet.learn import page
+    """Returns the files of what cells show, and of what shows and checks it."""
+    from nonet.learn import checks, page
 
-    source = ROOT / "src" / "nonet"
-    oracles = [source / method.name / "reference.py" for method in methods()]
-    return [str(file) for file in oracles if file.exists()] + [inspect.getfile(page)]
+    found = {inspect.getfile(checks), inspect.getfile(page)}
+    for method in methods():
+        for cell in _marked(method):
+            for call in re.findall(r"show_source\((.*?)\)", cell.source, re.DOTALL):
+                files = (
+                    ROOT / "src" / "nonet" / method.name / f"{name}.py" for name in re.findall(r"\w+", call)
+                )
+                found |= {str(file) for file in files if file.exists()}
+    return sorted(found)
 
 
 def stale() -> bool:

@@ -76,7 +76,7 @@ def examples_table() -> str:
 
 def uses_table(chapters: str = "methods/") -> str:
     """Returns the nine methods for a learner: an intuition, an example use, and the chapter."""
-    lines = ["| method | in one sentence | what it is good for |", "| --- | --- | --- |"]
+    lines = ["| method | the idea | for example |", "| --- | --- | --- |"]
     lines += [f"| [{m.title}]({chapters}{m.name}.py) | {m.idea} | {m.use} |" for m in methods()]
     return "\n".join(lines)
 

@@ -13,10 +13,10 @@
 # %% [markdown]
 # # LoRA
 #
-# A trained model is to learn a new task. Training all of its weights needs four times their memory: the
-# weights, their gradients, and two averages that the optimizer keeps. And what comes out is a second
-# model, as large as the first, for every task. LoRA freezes the weights and trains a small addition to
-# each weight matrix. Afterwards the addition can be added to the weights, and the model is as fast as
+# A trained model is to learn a new task. Training all of its weights with Adam needs four times their
+# memory: the weights, their gradients, and the two averages that Adam keeps. And what comes out is a
+# second model, as large as the first, for every task. LoRA freezes the weights and trains a small change
+# to each weight matrix. Afterwards the change can be added to the weights, and the model is as fast as
 # before.
 #
 # You need to know what a linear layer computes, and a little PyTorch. Reading takes a quarter of an
@@ -43,8 +43,8 @@ lab = learn.Lab()
 # few directions of the output. A matrix that does so is the product of two thin ones. The first, $A$,
 # reads a handful of numbers off the input; the second, $B$, writes the change with them.
 #
-# So the thin ones are all that is trained. $B$ starts as zero, which means that training starts from
-# exactly the model that there was.
+# So the thin ones are all that is trained. $B$ starts as zero, so that training starts from exactly the
+# model that there was. $A$ starts at random: were both zero, neither would get a gradient.
 
 # %% tags=["hide-input"]
 look, grey = learn.LOOKS["lora"].colour, learn.LOOKS["baseline"].colour
@@ -69,9 +69,9 @@ learn.show(figure, "A large frozen square, plus the product of a thin upright an
 # $$y = W x + s\, B A x, \qquad s = \frac{\alpha}{R}$$
 #
 # $W$ has `out` rows and `in` columns and is not trained. $A$ has $R$ rows and `in` columns, $B$ has
-# `out` rows and $R$ columns. $R$ is the rank, and $\alpha$ a fixed number: with $s = \alpha / R$ the
-# size of the change stays about the same when another rank is tried. In place of `in` times `out`
-# numbers
+# `out` rows and $R$ columns. $R$ is the rank, and $\alpha$ a number that the paper chooses once and then
+# leaves alone: dividing by $R$ is to spare a new search for the learning rate at every rank. In place of
+# `in` times `out` numbers
 #
 # $$R\, (\mathrm{in} + \mathrm{out})$$
 #
@@ -80,16 +80,18 @@ learn.show(figure, "A large frozen square, plus the product of a thin upright an
 #
 # | symbol | in the code | is |
 # | --- | --- | --- |
+# | $x$, $y$ | `x`, what is returned | input and output of the layer |
 # | $W$ | `weight` | the frozen weight `(out, in)` |
 # | $A$, $B$ | `a`, `b` | the trained factors `(R, in)` and `(out, R)` |
-# | $R$, $\alpha$ | `rank`, `alpha` | the rank, and what the term is scaled by |
-# | $s$ | `scale` | $\alpha / R$ |
+# | $R$, $\alpha$ | `rank`, `alpha` | the rank, and the number that $s$ is made of |
+# | $s$ | `scale` | $\alpha / R$, what the term is multiplied by |
 
 # %% [markdown] tags=["front"]
 # ## A simple implementation
 #
-# The formula, line by line. Every row of `x` is one input. `keep` is a mask for dropout, which acts on
-# the input of $A$ only.
+# The formula, with the layer's bias added where it has one. The last axis of `x` holds the numbers of one
+# input. `keep` is a mask for dropout, which acts on the input of $A$ only. With $p$ the chance to be
+# dropped, dropout's factor $1 / (1 - p)$ is part of `scale`.
 
 # %% tags=["front"]
 learn.show_source(reference.lora_linear)
@@ -97,21 +99,16 @@ learn.show_source(reference.lora_linear)
 # %% [markdown] tags=["front"]
 # ## The check
 #
-# First the operation: what layers call agrees with the lines above, gradients included. Then a whole
-# model: with the term beside the weights and with the term added to them it says the same, and taking it
-# out again gives back the old weights to the bit. `add_lora` gives factors to every linear layer but the
-# last; the `targets` of `LoraConfig` can name others. The paper's main runs take queries and values
-# only.
+# First the operation: what layers call may err at most twice as much as the lines above do in float32,
+# both against float64, gradients included. Then a whole model: with the term beside the weights and with
+# the term added to them it says the same, and taking it out again gives back the old weights to the bit.
+# `add_lora` gives factors to every linear layer but the output embedding; the `targets` of `LoraConfig`
+# can name others. The paper's main runs take queries and values only.
 
 # %% tags=["front"]
 torch.manual_seed(0)
 shapes = {"x": (2, 9, 48), "weight": (64, 48), "bias": (64,), "a": (4, 48), "b": (64, 4)}
-given = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes.values()]
-plain, fast = (lora_linear(*given, 0.5, impl=impl) for impl in ("reference", "auto"))
-grads = [torch.autograd.grad(out.square().sum(), given) for out in (plain, fast)]
-error = max((plain - fast).abs().max(), *((g - h).abs().max() for g, h in zip(*grads, strict=True))).item()
-print(f"largest difference of outputs and gradients: {error:.1e}")
-assert error < 1e-10
+learn.check_op(lora_linear, {name: torch.randn(shape) for name, shape in shapes.items()}, 0.5)
 
 # %% tags=["front"]
 model = add_lora(lab.language_model(), LoraConfig(rank=4))
@@ -119,14 +116,14 @@ for name, parameter in model.named_parameters():
     if name.endswith(".b"):  # as if it had been trained: B is zero at first
         torch.nn.init.normal_(parameter, std=0.05)
 ids = torch.randint(256, (2, 40))
-weight = model.model.layers[0].mixer.q_proj.weight.clone()
+before = {name: p.clone() for name, p in model.named_parameters()}
 with torch.no_grad():
     beside = model(input_ids=ids).logits
     merged = merge_lora(model)(input_ids=ids).logits
 print(f"largest difference of the logits: {(beside - merged).abs().max().item():.1e}")
 assert torch.allclose(beside, merged, atol=1e-4)
 unmerge_lora(model)
-assert torch.equal(model.model.layers[0].mixer.q_proj.weight, weight)
+assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 # %% [markdown]
 # This is what runs on this machine:
@@ -161,8 +158,8 @@ learn.play(numbers_trained, width=[256, 576, 1024, 4096, 12288], times_wider=[1,
 #
 # A small model reads source code, byte by byte. Then it gets the same kind of text written in another
 # way: every blank has become an underscore. It is adapted three times, with the same steps on the same
-# text; `alpha` is twice the rank, so that $s$ is 2 at both ranks. Factors get a higher learning rate
-# than weights do. The loss is in nats a byte, and less is better.
+# text. Here `alpha` is not left alone but twice the rank, so that $s$ is 2 at both ranks. Factors get a
+# higher learning rate than weights do. The loss is in nats a byte, and less is better.
 
 # %%
 text = lab.text()
@@ -217,17 +214,18 @@ print(
     f"4 of {len(change) - 1} directions hold {100 * change[4]:.0f} % of the change, "
     f"by chance {100 * chance[4]:.0f} %"
 )
-assert change[4] > 1.5 * chance[4]
+assert change[4] > max(0.5, 1.5 * chance[4])
 
 # %% [markdown]
-# The change is far from random: few directions hold most of it. But it has a long tail, and no small
-# rank holds all. What counts is the loss, and there a part of the change does most of the work.
+# In this matrix the change is far from random: few directions hold most of it. But it has a long tail,
+# and no small rank holds all. What counts is the loss: in the table above factors of rank one, which are
+# trained as such and not cut out of this change, bring most of the gain.
 #
 # ## What the paper claims, and what was found
 #
 # The paper adapts models of up to 175 billion weights. What can be counted is counted with their sizes;
-# what has to be trained is trained small. Rank one is tested on a near shift, the one above, and on a far
-# one: the text in capital letters, of which the model has seen few.
+# what has to be trained is trained small. Rank one is tested on a near shift, the one above, and on a
+# far one: the text in capital letters, of which the model has seen few.
 
 # %%
 learn.show_claims("lora")
@@ -237,9 +235,10 @@ learn.show_claims("lora")
 #
 # When the task is far from what the model knows and there is much to learn from, training all weights
 # can learn more. When memory is not short and there is one task only, the simpler way is to train the
-# model. LoRA saves gradients, the optimizer's averages and files; it does not save the activations,
-# which for long texts are most of the memory, and the forward pass through the frozen model costs what
-# it did. Unmerged it makes every layer a little slower; merged it serves one task at a time.
+# model. LoRA needs far less memory for gradients and the optimizer's averages, and its files are small.
+# It needs as much as before for activations, which for long texts are most of the memory, and the
+# forward pass through the frozen model costs what it did. Unmerged, it makes every layer that has
+# factors a little slower; merged, it serves one task at a time.
 #
 # ## Exercise
 #
@@ -249,13 +248,13 @@ learn.show_claims("lora")
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# $R (n + n) = n^2$ gives $R = n / 2$. In general it is in times out over in plus out, so with `in` = $n$
-# and `out` = $4 n$ it is $4 n / 5$. From there on two thin factors are no thinner than what they stand
-# for.
+# $R (n + n) = n^2$ gives $R = n / 2$. In general the rank is `in` times `out` over `in` plus `out`, so
+# with `in` = $n$ and `out` = $4 n$ it is $4 n / 5$. From there on the two factors together hold no fewer
+# numbers than the weight itself.
 #
 # </details>
 
-# %%
+# %% tags=["hide-cell"]
 for out, wide in ((64, 64), (256, 64)):
     layer = torch.nn.Sequential(torch.nn.Linear(wide, out, bias=False))
     even = out * wide / (out + wide)

@@ -36,16 +36,17 @@ lab = learn.Lab()
 # %% [markdown] tags=["front"]
 # ## The idea
 #
-# Softmax is ruled by its largest scores. A query gives most of its attention to the few keys that point
-# in nearly the same direction, and the rest is close to nothing. Could those few be found without
-# comparing with all?
+# Softmax is ruled by its largest scores. If all keys have the same length, these belong to the keys that
+# point in nearly the same direction as the query, and often a few of them get most of the attention.
+# Could those few be found without comparing with all?
 #
 # Throw all tokens into buckets by their direction: vectors at a small angle mostly land in the same
-# bucket. This is called locality-sensitive hashing, LSH. A query then looks only into its own bucket. The
-# cut between two buckets may part two good neighbours, so hash several times with other cuts.
+# bucket. This is called locality-sensitive hashing, LSH. A query then looks only into its own bucket.
+# The cut between two buckets may part two good neighbours, so hash several times with other cuts.
 #
 # For the memory, keep two copies of the text's vectors and let each layer add to one copy what it reads
-# from the other. What was added can be computed again and taken away, so nothing in between need be kept.
+# from the other. What was added can be computed again and taken away, so nothing in between need be
+# kept.
 
 # %% tags=["hide-input"]
 torch.manual_seed(2)
@@ -81,18 +82,21 @@ learn.show(
 # ## The mathematics
 #
 # Queries and keys are made by one projection, and a key is its query at length one. The bucket of a
-# vector is the direction it comes nearest to among some random ones and their opposites, the columns of
-# a random matrix $R$ and of $-R$:
+# vector is the direction it comes nearest to among $b / 2$ random ones and their opposites, the columns
+# of a random matrix $R$ and of $-R$. So there are $b$ buckets:
 #
 # $$k_j = \frac{q_j}{|q_j|}, \qquad h(x) = \mathrm{argmax}\,[x R;\; -x R]$$
 #
-# A query sees the union over all rounds of the tokens that share its bucket and are near it in the
-# order by bucket and position, and itself only when there is nothing else:
+# A query sees the union over all rounds of the tokens that share its bucket and are near it in the order
+# of that round, which is by bucket and then by position. It sees itself only when there is nothing else,
+# that is, $P_i = \{i\}$ where the union is empty:
 #
-# $$P_i = \bigcup_r \{ j : h_r(q_i) = h_r(q_j),\; j \text{ near } i \}, \qquad
-# o_i = \sum_{j \in P_i} \frac{e^{q_i \cdot k_j}}{\sum_{n \in P_i} e^{q_i \cdot k_n}}\, v_j$$
+# $$P_i = \bigcup_r \{ j \ne i : h_r(q_i) = h_r(q_j),\; j \text{ near } i \text{ in round } r \}$$
 #
-# When the text is read from left to right, only $j \le i$ counts. In the paper the sorted order is cut
+# $$o_i = \sum_{j \in P_i} \frac{e^{q_i \cdot k_j}}{\sum_{n \in P_i} e^{q_i \cdot k_n}}\, v_j$$
+#
+# Here $o_i$ is the output of token $i$. A key has length one, so no $\sqrt d$ divides the scores. When the
+# text is read from left to right, only $j \le i$ counts. In the paper the sorted order is cut
 # into chunks, and near is what lies in the same chunk or in the one before. Here near is a fixed number
 # of places, since a token that comes later would shift the chunks.
 #
@@ -106,6 +110,7 @@ learn.show(
 # | --- | --- | --- |
 # | $q, v$ | `qk`, `v` | queries, which are the keys too, and values |
 # | $R$ | `rotations` | random directions, another matrix for every round and head |
+# | $b$ | `n_buckets` | buckets of a round; above 128 a bucket is a pair of two hashes |
 # | $h(x)$ | `buckets` | the bucket of each token, by round |
 # | $r$ | up to `n_hashes` | a round of hashing |
 # | near | `window` | fewer than so many places apart in the bucket: twice `bucket_size` |
@@ -118,14 +123,18 @@ learn.show(
 # it says what is to be computed. `n` counts the rounds that show a key; clamped to one, its logarithm is
 # zero where a key is seen and minus infinity where it is not. `attend="bucket"` is the form above,
 # `"chunk"` the paper's, and `"loose"` that of common code, which looks into other buckets too. `real` is
-# false where a text is padded.
+# false where a text is padded. The score of a token with itself is set to -100,000, so that it counts
+# only where nothing else is seen. `scale` is 1 here, `alibi_slopes` (none here) takes a slope times the
+# distance from each score, and `queries` says how many of the last rows are wanted. In comments on
+# shapes `R` is the number of rounds, and `F` is PyTorch's `functional`, not the branch $F$.
 
 # %% tags=["front"]
 learn.show_source(reference.lsh_attention, reference.shown)
 
 # %% [markdown]
-# The fast path sorts tokens by bucket and cuts the sorted order into chunks, each of which is compared
-# with itself and the chunks beside it.
+# The fast path sorts tokens by bucket and cuts the sorted order into chunks of half a window. Each chunk
+# is compared with itself and the two before it; where the future may be seen, also with the two behind
+# it.
 #
 # The backward pass of reversible layers walks from the last layer to the first. It runs each branch
 # again, takes its output away from the stream, and so arrives at what the layer had been given.
@@ -136,20 +145,16 @@ learn.show_source(reversible._Reversible.backward)
 # %% [markdown] tags=["front"]
 # ## The check
 #
-# The sorted path gives what the oracle gives, gradients included; and with windows as long as the
-# text, more and more rounds come close to attention over all earlier tokens. The distance is given in
-# percent of the size of what full attention says.
+# The sorted path may err at most twice as much as the oracle does in float32, both against float64,
+# gradients included. Buckets are given, since rounding could put a token into another. And with windows
+# as long as the text, more and more rounds come close to attention over all earlier tokens; the distance
+# is given in percent of the size of what full attention says.
 
 # %% tags=["front"]
 torch.manual_seed(0)
-qk, v = (torch.randn(1, 2, 200, 16, dtype=torch.float64, requires_grad=True) for _ in range(2))
-results = []
-for impl in ("reference", "torch"):
-    out = lsh_attention(qk, v, n_hashes=3, bucket_size=16, impl=impl)
-    results.append((out, *torch.autograd.grad(out.square().sum(), (qk, v))))
-error = max((a - b).abs().max().item() for a, b in zip(*results, strict=True))
-print(f"sorted against oracle, largest difference, gradients included: {error:.1e}")
-assert error < 1e-12
+qk, v = torch.randn(2, 1, 2, 200, 16)
+buckets = lsh_buckets(qk, lsh_rotations(16, heads=2, n_hashes=3, n_buckets=200 / 16, seed=0))
+learn.check_op(lsh_attention, {"qk": qk, "v": v}, n_hashes=3, bucket_size=16, buckets=buckets)
 
 with torch.no_grad():
     keys = torch.nn.functional.normalize(qk, dim=-1)
@@ -162,7 +167,8 @@ far = [(error.square().mean() / full.square().mean()).sqrt().item() for error in
 print(
     "off full attention:", ", ".join(f"{n} rounds {100 * x:.0f} %" for n, x in zip(rounds, far, strict=True))
 )
-assert far[-1] < far[0]
+assert far == sorted(far, reverse=True)
+assert far[-1] < 0.2
 
 # %%
 learn.show_implementations("reformer")
@@ -218,8 +224,9 @@ print(f"At {length:,} tokens, on {lab.threads}, times as fast as exact attention
 print(", ".join(f"{way} {times[ways[0]] / times[way]:.1f}" for way in ways[1:]))
 
 # %% [markdown]
-# Twice the tokens take the exact way four times as long and the hashed way about twice. But a round has
-# its price from the first token on: from which length it pays depends on rounds and machine.
+# By the count of operations, twice the tokens are four times the work for the exact way and twice the
+# work for the hashed way; the times above follow that only roughly. And a round has its price from the
+# first token on: from which length it pays depends on rounds and machine.
 #
 # Now memory. Small models with hashed attention, a pass forward and one back, by depth: once with layers
 # undone, once with the same two streams stored for PyTorch to differentiate. In the `Memo` a branch
@@ -247,14 +254,16 @@ axes.plot((2, 4, 8), peaks["undone"], label="layers undone", **learn.LOOKS["refo
 axes.plot((2, 4, 8), peaks["stored"], label="activations stored", **learn.LOOKS["baseline"].line)
 axes.set(xlabel="layers", ylabel="peak memory, MiB", ylim=(0, None), xticks=(2, 4, 8))
 axes.legend()
-learn.show(figure, "Peak memory by number of layers: rising steeply when stored, nearly level when undone")
+learn.show(figure, "Peak memory by number of layers: rising steeply when stored, far less when undone")
 print(f"8 layers: {peaks['undone'][-1]:.0f} MiB undone, {peaks['stored'][-1]:.0f} MiB stored")
 assert peaks["undone"][-1] < peaks["stored"][-1]
 
 # %% [markdown]
-# What little it still rises is mostly the memory allocator's, which does not hand back every piece; the
-# table below counts what is kept, layer by layer. Each layer keeps nothing but the buckets of its
-# tokens: rounding could otherwise put a token into another bucket when the layer is run again.
+# The peak still rises with depth, by far less than when all is stored. Gradients of the parameters are
+# part of that, and the allocator need not hand back every piece of memory. The table below counts only
+# what is kept for the backward pass. Each layer keeps the buckets of its tokens, since rounding could
+# otherwise put a token into another bucket when the layer is run again; and the state of the random
+# numbers, so that dropout falls the same way again.
 #
 # ## What the paper claims, and what was found
 #
@@ -267,12 +276,13 @@ learn.show_claims("reformer")
 # %% [markdown]
 # ## When not to use it
 #
-# On short texts: sorting costs more than it saves, and exact attention in a fused kernel is hard to beat
-# below several thousand tokens. Where every token must be found for certain: hashing misses some, and
-# each further round costs as much as the first. In place of the full attention of a model that was
-# trained with it: queries and keys are one here, and such a model has two. For quick decoding: every step
-# compares its buckets with those of all earlier tokens. Reversible layers are worth their second forward
-# pass only where memory, not time, is short.
+# On short texts, or with many rounds: sorting costs more than it saves, and exact attention in a fused
+# kernel is hard to beat; the tables above say from which length hashing pays on their machines. Where
+# every token must be found for certain: hashing misses some, and each further round costs as much as the
+# first. In place of the full attention of a model that was trained with it: queries and keys are one
+# here, and such a model has two. For quick decoding: every step compares its buckets with those of all
+# earlier tokens. Reversible layers are worth their second forward pass only where memory, not time, is
+# short.
 #
 # ## Exercise
 #
@@ -288,7 +298,7 @@ learn.show_claims("reformer")
 #
 # </details>
 
-# %%
+# %% tags=["hide-cell"]
 x, y = torch.linalg.qr(torch.randn(5000, 32, 2)).Q.unbind(-1)
 near = 0.85 * x + (1 - 0.85**2) ** 0.5 * y
 hashes = lsh_buckets(
@@ -298,4 +308,4 @@ alike = (hashes[0, 0] == hashes[1, 0]).view(40, 7, -1)  # 40 times 7 rounds
 p = alike.float().mean().item()
 missed = (~alike).all(1).float().mean().item()
 print(f"p = {p:.2f}; seven rounds miss {100 * missed:.2f} %, by the formula {100 * (1 - p) ** 7:.2f} %")
-assert abs(missed - (1 - p) ** 7) < 0.01
+assert 0.7 < missed / (1 - p) ** 7 < 1.4

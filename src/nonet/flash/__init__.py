@@ -21,7 +21,7 @@ METHOD = Method(
     slots=("mixer",),
     papers=("2205.14135", "2307.08691", "2407.08608", "2603.05451"),
     idea="exact attention, computed tile by tile, in memory linear in the length",
-    use="attention at full quality on long inputs",
+    use="train on texts of many thousand tokens at full quality",
     ops=_OPS,
     parts=(
         Part(

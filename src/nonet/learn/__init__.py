@@ -1,4 +1,4 @@
-"""What chapters are made with: pictures, sources, tables, things to play with; and where chapters are."""
+"""What chapters are made with: pictures, sources, checks, tables, play; and where chapters are."""
 
 from nonet._lazy import lazy_names
 
@@ -7,6 +7,8 @@ _HOMES = {
     "LOOKS": "nonet.learn.look",
     "Lab": "nonet.ledger",
     "canvas": "nonet.learn.look",
+    "check": "nonet.learn.checks",
+    "check_op": "nonet.learn.checks",
     "draw_plot": "nonet.learn.look",
     "play": "nonet.learn.page",
     "show": "nonet.learn.page",

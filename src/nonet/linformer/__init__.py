@@ -21,7 +21,7 @@ METHOD = Method(
     slots=("mixer",),
     papers=("2006.04768",),
     idea="the matrix of attention is nearly of low rank, so keys and values can be summarised",
-    use="long sequences on limited hardware",
+    use="classify long documents, up to a fixed length, with an encoder",
     ops=_OPS,
     parts=(
         Part(

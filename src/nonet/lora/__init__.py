@@ -20,8 +20,8 @@ METHOD = Method(
     title="LoRA",
     slots=("adapter",),
     papers=("2106.09685", "2312.03732", "2402.09353", "2404.02948", "2402.12354"),
-    idea="what fine-tuning changes in a weight is of low rank, so only two thin factors are trained",
-    use="a trained model learns a task with little memory, and many tasks share one model",
+    idea="what fine-tuning changes is taken to be of low rank, so only two thin factors are trained",
+    use="teach one model the style of ten customers, with a small file for each",
     ops=_OPS,
     parts=(
         Part(

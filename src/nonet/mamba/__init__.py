@@ -28,7 +28,7 @@ METHOD = Method(
     slots=("mixer",),
     papers=("2312.00752",),
     idea="a recurrence that decides, token by token, what to keep and what to forget",
-    use="long text in time linear in its length, with a memory of constant size",
+    use="read a log of any length with a memory of constant size",
     ops=_OPS,
     parts=(
         Part(

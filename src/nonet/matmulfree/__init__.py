@@ -28,7 +28,7 @@ METHOD = Method(
     slots=("mixer", "linear"),
     papers=("2406.02528", "2402.17764"),
     idea="weights of -1, 0 and 1 turn multiplication into addition; a gated recurrence mixes tokens",
-    use="models that must be small and run on little hardware",
+    use="run a small language model on a laptop without a GPU",
     ops=_OPS,
     parts=(
         Part(

@@ -9,7 +9,7 @@ METHOD = Method(
     slots=("position",),
     papers=("2108.12409", "2104.09864", "2306.15595", "2309.00071", "2402.13753", "2310.13017"),
     idea="order as a penalty on distance, or as an angle between queries and keys",
-    use="text longer than any seen in training",
+    use="let a model that was trained on short texts read longer ones",
     ops=(
         Op(
             name="apply_rotary",

@@ -8,8 +8,8 @@ METHOD = Method(
     title="Prompt learning",
     slots=("adapter",),
     papers=("2001.07676", "2104.08691", "2101.00190", "2103.10385", "2110.07602", "2102.09690"),
-    idea="a frozen model is asked in the right way, in words or in trained vectors",
-    use="a few labelled examples, or many tasks served by one frozen model",
+    idea="a model is asked in the right way, in words or in trained vectors",
+    use="sort mail by topic from ten labelled examples",
     parts=(
         Part(
             slot="adapter",

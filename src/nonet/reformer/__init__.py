@@ -9,7 +9,7 @@ METHOD = Method(
     slots=("mixer",),
     papers=("2001.04451",),
     idea="a query looks only among the keys that hash alike; layers are undone instead of stored",
-    use="very long texts in little memory",
+    use="train a deep model on very long texts where memory is short",
     ops=(
         Op(
             name="lsh_attention",

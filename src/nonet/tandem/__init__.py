@@ -9,7 +9,7 @@ METHOD = Method(
     slots=("pairing",),
     papers=("2402.08644", "2211.17192", "2302.01318"),
     idea="a large model reads in blocks, and a small one writes from what it has read",
-    use="the large model's own text in less time, or nearly its quality at the small one's speed",
+    use="let a large model's answer come sooner, word for word the same",
     ops=(
         Op(
             name="linear_rows",
