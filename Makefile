@@ -36,7 +36,7 @@ test: $(READY)
 	$(BIN)/pytest tests/conformance -k 'same_again or parts_make_the_whole' --jaxtyping-packages='nonet,$(CHECKER)'
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-compare: $(READY)
+compare: .venv/.ready
 	$(BIN)/nonet compare --quick
 
 notebook: .venv/.learn
@@ -71,7 +71,7 @@ $(BIN)/python:
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[learn]'
 	@touch $@
 
-# One test opens the report in a browser. Any Chromium serves; without one that test is skipped.
+# Some tests open pages in a browser. Any Chromium serves; without one they are skipped.
 .venv/.browser: | .venv/.ready
 	@found() { for name in $(BROWSERS); do if command -v $$name >/dev/null; then return 0; fi; done; return 1; }; \
 	debian() { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \

@@ -171,9 +171,9 @@ learn.play(bytes_moved, length=[256, 512, 1024, 2048, 4096, 8192], width=[32, 64
 # %% [markdown]
 # ## A measurement
 #
-# Bytes are not seconds. So here, now: a forward pass over 4 heads of width 64, by the fast path and with
-# the table stored, at growing lengths. Times are medians of calls made in turns; memory is the peak
-# above what was in use before.
+# Bytes are not seconds. So here, now: a forward pass over 4 heads of width 64, by the fast path and by
+# the oracle, which stores the table and is written to be read, at growing lengths. Times are medians of
+# calls made in turns; memory is the peak above what was in use before.
 
 # %%
 rows, names = [], {"fast path": "auto", "table stored": "reference"}

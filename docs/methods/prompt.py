@@ -259,9 +259,9 @@ assert ahead > 0
 
 # %%
 learning = texts.labelled(2000, seed=2)
-ways = {"20 vectors": 20, "all weights": 0}
+ways, rates = {"20 vectors": 20, "all weights": 0}, {"20 vectors": 0.03, "all weights": 1e-3}
 right = {
-    way: tune(model, tokenizer, names, learning, test, prompt=length, steps=120, seed=0)
+    way: tune(model, tokenizer, names, learning, test, length, steps=120, learning_rate=rates[way], seed=0)
     for way, length in ways.items()
 }
 width = model.config.hidden_size

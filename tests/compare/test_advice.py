@@ -33,7 +33,7 @@ def test_a_difference_within_the_spread_is_a_tie_and_speed_decides():
     qualities = {"mamba": (2.40, 2.45, 2.50), "flash": (2.42, 2.47, 2.52)}
     found = _advice(qualities)
     assert (found.standing, set(found.chosen)) == ("tie", {"flash", "mamba"})
-    assert found.reason == "They tie, in quality and in speed of training."
+    assert found.reason == "They tie in quality, and the seeds do not tell their speeds of training apart."
     assert any("may part Mamba and FlashAttention" in line for line in found.unless)
     level = {"flash": (2.3, 2.45, 2.6), "mamba": (2.3, 2.45, 2.6)}
     fast = _advice(level, {"flash": 50.0, "mamba": 41.0}, seeds=3)

@@ -19,7 +19,8 @@ app = typer.Typer(
     name="nonet",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 3 stopped early with what was done so far.",
+    epilog="Exit status: 0 done, 1 failed or an option refused, 2 a command line that cannot be read, "
+    "3 stopped early with what was done so far.",
 )
 
 

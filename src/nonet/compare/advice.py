@@ -105,7 +105,10 @@ def _tie(both: Sequence[Entry]) -> tuple[str, str]:
         faster = f"{units.times(mine.mean / last.mean)} as fast as {others[-1].title}"
         reason = f"In quality it ties with {units.listed(names[1:])}, and it trains fastest, {faster}."
         return f"Use {best.title}.", reason
-    return f"Use {units.listed(names, 'or')}.", "They tie, in quality and in speed of training."
+    return (
+        f"Use {units.listed(names, 'or')}.",
+        "They tie in quality, and the seeds do not tell their speeds of training apart.",
+    )
 
 
 def _because(slot: Slot, plan: Record, tokens: Sequence[Entry], time: Sequence[Entry]) -> list[str]:

@@ -15,7 +15,7 @@ from nonet.compare.advice import advise
 from nonet.compare.columns import ONE_SEED, Item, columns, note, standing
 from nonet.compare.quantities import QUANTITIES, Quantity
 from nonet.compare.spread import Estimate
-from nonet.compare.store import Record
+from nonet.compare.store import Record, finished
 from nonet.compare.summary import CROSSING, REFERENCE, Slot, summarise
 from nonet.compare.verdict import Advice
 
@@ -130,7 +130,7 @@ def document(plan: Record, rows: Iterable[Record], *, full: bool = False) -> str
         rows: its rows.
         full: with every number of the plots, too.
     """
-    parts = []
+    rows, parts = list(rows), []
     for slot in summarise(plan, rows):
         advice = advise(slot, plan)
         sheet = main_sheet(slot, advice, plan)
@@ -138,7 +138,7 @@ def document(plan: Record, rows: Iterable[Record], *, full: bool = False) -> str
         parts += [title, _markdown(sheet), f"{sheet.note} {advice.choice} {advice.reason}"]
         for about, numbers in number_sheets(slot) if full else ():
             parts += [about, _markdown(numbers)]
-    return "\n\n".join([*parts, _origin(plan)])
+    return "\n\n".join([*parts, _origin(plan, finished(rows).values())])
 
 
 def _markdown(sheet: Sheet) -> str:
@@ -152,17 +152,21 @@ def _cell(item: Item) -> str:
     return f"{f'**{text}**' if item.best else text}{f' ({item.small})' if item.small else ''}"
 
 
-def _origin(plan: Record) -> str:
-    """Returns on which text and machine, with which versions, and by which command."""
-    made, corpus = plan["environment"], plan["corpus"]
-    versions = ", ".join(f"{name} {made[name]}" for name in ("nonet", "torch", "transformers", "python"))
-    changed = " with changes" if made["dirty"] else ""
-    commit = f"; commit {made['commit'][:10]}{changed}" if made["commit"] else ""
-    seeds = f"seed{'s' if len(plan['seeds']) > 1 else ''} {', '.join(map(str, plan['seeds']))}"
+def _origin(plan: Record, done: Iterable[Record]) -> str:
+    """Returns on which text and machine, with which versions, and by which command rows were made."""
+    seeds = sorted({row["cell"]["seed"] for row in done})
+    dates = sorted({row["started"][:10] for row in done})
+    made = [row["provenance"] for row in done]
+    places = sorted({f"{p['gpu'] or p['cpu']} with {p['threads']} of {p['cores']} cores" for p in made})
+    names = ("nonet", "torch", "transformers", "python")
+    versions = sorted({", ".join(f"{name} {p[name]}" for name in names) for p in made})
+    commits = sorted({p["commit"][:10] for p in made if p["commit"]})
+    changed = ", with changes" if any(p["dirty"] for p in made) else ""
     return (
-        f"{units.count(plan['tokens'])} training tokens a model of {corpus['name']}, {seeds}, "
-        f"on {made['gpu'] or made['cpu']} with {made['threads']} of "
-        f"{made['cores']} cores, {plan['created'][:10]}; {versions}{commit}. Again by `{plan['command']}`."
+        f"{units.count(plan['tokens'])} training tokens a model of {plan['corpus']['name']}, "
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}, on {' and '.join(places)}, "
+        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}; {'; '.join(versions)}"
+        f"{f'; commit {units.listed(commits)}{changed}' if commits else ''}. Again by `{plan['command']}`."
     )
 
 

@@ -35,9 +35,12 @@ def _rate(lab: Lab) -> Finding:
     best = {linear: [rates[run.index(min(run))] for run in found] for linear, found in losses.items()}
     trained = f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}, {steps} steps"
     ratios = tuple(a / b for a, b in zip(best["ternary"], best["dense"], strict=True))
+    verdict = judge(min(ratios), 8, 2)
+    if verdict == "holds" and not lab.full:
+        verdict = "holds in part"  # one seed, and rates that lie far apart
     means = {linear: [fmean(at) for at in zip(*found, strict=True)] for linear, found in losses.items()}
     return Finding(
-        judge(min(ratios), 4, 2),
+        verdict,
         f"The best of {len(rates)} rates from {rates[0]:g} to {rates[-1]:g} is "
         f"{median(best['ternary']):g} for ternary weights and {median(best['dense']):g} for dense ones, "
         f"{median(ratios):g} times as high ({trained}); they reach {min(means['ternary']):.2f} "

@@ -71,7 +71,7 @@ def _cut(model: Any, ids: Tensor, length: int) -> float:
 
 @torch.no_grad()
 def _slid(model: Any, ids: Tensor, length: int) -> float:
-    """Returns the mean loss of the last places of texts, each seen behind a window's worth of tokens."""
+    """Returns the mean loss of the last places of windows, the same places of the text at each length."""
     window = ids[:, -length:]
     found = []
     for piece in window.split(max(1, 4096 // length)):
@@ -124,7 +124,7 @@ def _longer(lab: Lab) -> Finding:
     return Finding(
         verdict,
         f"Loss in nats a byte from {own} tokens to {times} times as many, all places of windows that do not "
-        f"overlap: {told(cut)}. Sliding, with a window's worth of context before each scored place: "
+        f"overlap: {told(cut)}. Sliding, the last {_LAST} places of each window: "
         f"{told(slid)} (means of {len(lab.seeds)} seeds). ALiBi {'falls' if better else 'does not fall'} in "
         f"the first way and {'stays' if flat else 'does not stay'} level in the second; RoPE is "
         f"{'below' if order else 'not always below'} the sinusoids at {times} times.",
@@ -231,6 +231,7 @@ def _flatter(lab: Lab) -> Finding:
         last.append((_slid(model, ids, own * 2), _slid(other, ids, own * 2)))
     kept = all(run[1] <= (1 + _FLAT) * run[0] for run in flatter)
     gains = all(run[1] < steep[1] for run, steep in zip(flatter, plain, strict=True))
+    loses = any(run[1] > (1 + _FLAT) * run[0] for run in plain)
     verdict: Verdict = (
         "holds" if kept and gains else "holds in part" if kept or gains else "does not hold here"
     )
@@ -240,8 +241,9 @@ def _flatter(lab: Lab) -> Finding:
         f"Loss in nats a byte at once and twice the length of training: slopes kept "
         f"{fmean(run[0] for run in plain):.3f} and {fmean(run[1] for run in plain):.3f}, slopes scaled "
         f"{fmean(run[0] for run in flatter):.3f} and {fmean(run[1] for run in flatter):.3f}; sliding, at "
-        f"twice, {steep_last:.3f} and {flat_last:.3f} ({len(last)} seeds). Here ALiBi with its own slopes "
-        f"{'loses' if gains else 'loses nothing, and scaling has nothing to mend'}.",
+        f"twice, {steep_last:.3f} and {flat_last:.3f} ({len(last)} seeds). ALiBi with its own slopes "
+        f"{'loses' if loses else 'loses nothing'} at twice the length; scaled slopes are "
+        f"{'better' if gains else 'not always better'} there.",
         (
             Figure("slopes kept, twice the length", tuple(run[1] - run[0] for run in plain), "nats more"),
             Figure("slopes scaled, twice the length", tuple(run[1] - run[0] for run in flatter), "nats more"),
@@ -284,8 +286,8 @@ def _bounds(lab: Lab) -> Finding:
         verdict,
         f"For {width} dims the bound beyond {length:,} places, up to four times as far, is at least "
         f"{least:.0f} times the one between places, and at least 600 times at {100 * share:.1f} % of them. "
-        f"Scores that were fitted to noise from -1 to 1 on {length:,} places stay below "
-        f"{max(between):.1f} halfway between these, and reach {min(outside):.0e} or more in the next "
+        f"Scores that were fitted to noise from -1 to 1 on {length:,} places reach at "
+        f"most {max(between):.2f} halfway between these, and {min(outside):.0e} or more in the next "
         f"{length:,} ({len(between)} fits).",
         (
             Figure("bound beyond over bound between, least", (least,)),
