@@ -202,7 +202,7 @@ print(f"counted {traffic.total:,} bytes, formula {formula:,}; stored {standard_b
 assert traffic.total == formula
 
 # %% [markdown]
-# ## What the paper claims, and what was found
+# ## What the papers claim, and what was found
 #
 # The papers measure GPUs. Memory, bytes and rounding can be tested anywhere; speed only for the machine
 # at hand.

@@ -255,7 +255,7 @@ assert right["slots: 1"] < min(right["full"], right["slots: 8"])
 # A query that attends to a single slot gets the mixture of its eight tokens, whatever its weight: it
 # cannot pick one of them.
 #
-# ## What the paper claims, and what was found
+# ## What the papers claim, and what was found
 #
 # The paper trains large encoders on words of English. Those trained for the table are small, read bytes
 # of Python source, and are trained for minutes at most. Cost is tested at the shorter ones of the paper's

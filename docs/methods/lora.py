@@ -221,7 +221,7 @@ assert change[4] > max(0.5, 1.5 * chance[4])
 # and no small rank holds all. What counts is the loss: in the table above factors of rank one, which are
 # trained as such and not cut out of this change, bring most of the gain.
 #
-# ## What the paper claims, and what was found
+# ## What the papers claim, and what was found
 #
 # The paper adapts models of up to 175 billion weights. What can be counted is counted with their sizes;
 # what has to be trained is trained small. Rank one is tested on a near shift, the one above, and on a

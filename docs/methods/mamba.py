@@ -220,7 +220,7 @@ learn.show_table(("tokens before", "µs for one more", "numbers kept"), costs)
 assert len({kept for *_, kept in costs}) == 1
 
 # %% [markdown]
-# ## What the paper claims, and what was found
+# ## What the papers claim, and what was found
 #
 # The tasks are the paper's, but smaller, and so are the models. Speed is that of the machine on which
 # the table was made.

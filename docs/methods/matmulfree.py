@@ -227,7 +227,7 @@ print(f"what the next token needs to know: {kept[0]} numbers after 128 tokens, {
 assert kept[0] == kept[1]
 
 # %% [markdown]
-# ## What the paper claims, and what was found
+# ## What the papers claim, and what was found
 #
 # The paper trains models of up to 2.7 billion parameters. What can be tested here is which learning rate
 # small ternary and dense models want, how large packed weights are, how long a token takes with them, and

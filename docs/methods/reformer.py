@@ -265,7 +265,7 @@ assert peaks["undone"][-1] < peaks["stored"][-1]
 # otherwise put a token into another bucket when the layer is run again; and the state of the random
 # numbers, so that dropout falls the same way again.
 #
-# ## What the paper claims, and what was found
+# ## What the papers claim, and what was found
 #
 # The paper trains a model to say a long word twice with one kind of attention, and evaluates it with
 # another. That, memory and time can be tested small; its long runs on text and images cannot.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 from nonet import registry
 from nonet.compare.crossover import Crossover, Point, crossover
@@ -80,7 +80,7 @@ class Slot:
         chance: (task, length) -> accuracy of guessing, for the recall tasks in order.
     """
 
-    name: str
+    name: registry.Slot
     question: str
     entries: tuple[Entry, ...]
     budget: float | None
@@ -105,19 +105,19 @@ def first_line(error: str | None) -> str:
     return next((line.strip() for line in (error or "").splitlines() if line.strip()), "no reason was given")
 
 
-def _slot(name: str, plan: Record, done: dict[str, Record], failed: dict[str, str]) -> Slot:
+def _slot(name: registry.Slot, plan: Record, done: dict[str, Record], failed: dict[str, str]) -> Slot:
     cells: dict[str, list[dict[str, Any]]] = {}
     for cell in plan["cells"]:
         if name in cell["slots"]:
             cells.setdefault(cell[name], []).append(cell)
-    known = {part.name: part for part in registry.parts(cast(registry.Slot, name))}
+    known = {part.name: part for part in registry.parts(name)}
     order = [*(n for n in known if n in cells), *sorted(set(cells) - set(known))]
     runs = {n: [done[c["id"]] for c in cells[n] if c["id"] in done] for n in order}
     budget = min((end for rows in runs.values() for end in map(training_time, rows) if end), default=None)
     entries = tuple(_entry(n, known.get(n), cells[n], runs[n], failed, plan["window"], budget) for n in order)
     if name not in AROUND:
         entries = _matched(entries)
-    question = registry.SLOTS[cast(registry.Slot, name)]
+    question = registry.SLOTS[name]
     return Slot(name, question, entries, budget, _crossings(name, entries), _chances(runs))
 
 

@@ -153,10 +153,11 @@ def _cell(item: Item) -> str:
 
 
 def _origin(plan: Record, done: Iterable[Record]) -> str:
-    """Returns on which text and machine, with which versions, and by which command rows were made."""
-    seeds = sorted({row["cell"]["seed"] for row in done})
-    dates = sorted({row["started"][:10] for row in done})
-    made = [row["provenance"] for row in done]
+    """Returns on which text and machine, with which versions, and by which command rows are made."""
+    done = list(done)
+    seeds = sorted({row["cell"]["seed"] for row in done}) or plan["seeds"]
+    dates = sorted({row["started"][:10] for row in done}) or [plan["created"][:10]]
+    made = [row["provenance"] for row in done] or [plan["environment"]]
     places = sorted({f"{p['gpu'] or p['cpu']} with {p['threads']} of {p['cores']} cores" for p in made})
     names = ("nonet", "torch", "transformers", "python")
     versions = sorted({", ".join(f"{name} {p[name]}" for name in names) for p in made})
