@@ -238,7 +238,7 @@ learn.show_claims("lora")
 # model. LoRA needs far less memory for gradients and the optimizer's averages, and its files are small.
 # It needs as much as before for activations, which for long texts are most of the memory, and the
 # forward pass through the frozen model costs what it did. Unmerged, it makes every layer that has
-# factors a little slower; merged, it serves one task at a time.
+# factors slower, by how much the table above says; merged, it serves one task at a time.
 #
 # ## Exercise
 #

@@ -102,16 +102,16 @@ learn.show(
 # | $\Delta_t$ | `dt` | the length of the step, for every token and channel |
 # | $A$ | `A` | how fast each number of the state fades |
 # | $B_t$, $C_t$ | `B`, `C` | what is written where, what is read from where; the same for all channels |
-# | $W_\Delta$, $b$; $W_B$, $W_C$ | `x_proj`, `dt_proj`, `dt_bias` | the projections of `Mamba` |
+# | $W_\Delta$, $b$ | the first rows of `x_proj`, times `dt_proj`; `dt_bias` | what makes the step |
+# | $W_B$, $W_C$ | the other rows of `x_proj` | what makes $B_t$ and $C_t$ |
 # | $D$ | `D` | how much of the input goes past the state |
 
 # %% [markdown] tags=["front"]
 # ## A simple implementation
 #
 # One token after the other, two equations a token. The first lines serve several texts in one row
-# (`cu_seqlens`). Below the loop, `D` lets the input pass by the state,
-# and `z`, a second projection of the token, is a gate: the output is multiplied by $\mathrm{SiLU}(z)$,
-# which is $z$ times its sigmoid.
+# (`cu_seqlens`). Below the loop, `D` lets the input pass by the state, and `z`, a second projection of the
+# token, is a gate: the output is multiplied by $\mathrm{SiLU}(z)$, which is $z$ times its sigmoid.
 
 # %% tags=["front"]
 learn.show_source(reference.selective_scan)

@@ -256,7 +256,7 @@ losses = {name: [reads(model, n) for n in lengths] for name, model in models.ite
 
 # %% tags=["hide-input"]
 figure, axes = learn.canvas(7.2, 3.4)
-lines = {"alibi": "position", "rope": "flash", "rope, slowed": "mamba", "sinusoidal": "baseline"}
+lines = {"rope": "position", "rope, slowed": "mamba", "alibi": "flash", "sinusoidal": "baseline"}
 for name, method in lines.items():
     axes.plot(lengths, losses[name], label=name, **learn.LOOKS[method].line)
 axes.set(xlabel="bytes of context", ylabel="loss, nats a byte", xscale="log")

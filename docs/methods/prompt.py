@@ -134,12 +134,12 @@ learn.show(
 # %% tags=["front"]
 learn.show_source(reference.label_scores)
 
-# %% [markdown]
+# %% [markdown] tags=["front"]
 # A prompt of vectors is so simple that there is little to show. The heart of a prefix is this: in each
 # layer its keys, and likewise its values, go in front of the layer's own, the same ones for every text.
 # The mask gets columns for them, and the places of tokens begin behind them.
 
-# %%
+# %% tags=["front"]
 learn.show_source(prefix._join)
 
 # %% [markdown] tags=["front"]
@@ -192,7 +192,8 @@ learn.check("logits behind a prompt", given, plain, exact)
 learn.show_implementations("prompt")
 
 # %% [markdown]
-# A prefix that is made of a text must do what the text itself does in front:
+# A prefix that is made of a text must do what the text itself does in front, up to twice the error of plain
+# float32 and two roundings of the largest logit:
 
 # %%
 sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}

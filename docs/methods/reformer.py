@@ -135,11 +135,12 @@ learn.show_source(reference.lsh_attention, reference.shown)
 # The fast path sorts tokens by bucket and cuts the sorted order into chunks of half a window. Each chunk
 # is compared with itself and the two before it; where the future may be seen, also with the two behind
 # it.
-#
+
+# %% [markdown] tags=["front"]
 # The backward pass of reversible layers walks from the last layer to the first. It runs each branch
 # again, takes its output away from the stream, and so arrives at what the layer had been given.
 
-# %%
+# %% tags=["front"]
 learn.show_source(reversible._Reversible.backward)
 
 # %% [markdown] tags=["front"]
@@ -260,10 +261,10 @@ assert peaks["undone"][-1] < peaks["stored"][-1]
 
 # %% [markdown]
 # The peak still rises with depth, by far less than when all is stored. Gradients of the parameters are
-# part of that, and the allocator need not hand back every piece of memory. The table below counts only
-# what is kept for the backward pass. Each layer keeps the buckets of its tokens, since rounding could
-# otherwise put a token into another bucket when the layer is run again; and the state of the random
-# numbers, so that dropout falls the same way again.
+# part of that, and the allocator need not hand back every piece of memory. The verdict in the table below
+# rests only on what is kept for the backward pass. Each layer keeps the buckets of its tokens, since
+# rounding could otherwise put a token into another bucket when the layer is run again; and the state of
+# the random numbers, so that dropout falls the same way again.
 #
 # ## What the papers claim, and what was found
 #

@@ -196,6 +196,17 @@ def test_a_document_has_a_table_a_slot_and_says_where_it_is_from(comparison):
         assert len({line.count("|") for line in table.splitlines()}) == 1, table
 
 
+def test_a_document_tells_of_the_rows_and_not_of_the_plan():
+    plan, rows = _finished()
+    rows = [row for row in rows if row["cell"]["seed"] != plan["seeds"][-1]]
+    rows[0]["provenance"] = {**rows[0]["provenance"], "commit": "b" * 40, "dirty": True}
+    rows[0]["started"] = "2999-12-31T00:00:00+00:00"
+    told = document(plan, rows).splitlines()[-1]
+    assert f"seeds {', '.join(map(str, plan['seeds'][:-1]))}, on" in told
+    assert "to 2999-12-31;" in told
+    assert f"commits 3f0c9a41d2 and {'b' * 10}, with changes." in told
+
+
 def test_plots_are_what_vega_lite_allows():
     altair = pytest.importorskip(
         "altair", reason="altair is not installed, so no plot is checked by its schema"

@@ -35,7 +35,8 @@ class Column(NamedTuple):
 _NOTE = "Bold: no other is better by more than the spread. ±: half the width of the 95 % interval."
 _WRITING = (
     "Bold: what is recommended. Each row is of its fastest block. Against alone: the median over texts of "
-    "the ratio to the primary in the same run, with quartiles. Tokens a second of two rows are of two runs."
+    "the ratio to the primary in the same run, with quartiles. Tokens a second come from a run of its own "
+    "for each row: compare the ratios."
 )
 
 

@@ -52,7 +52,7 @@ def looks(slot: Slot) -> dict[str, Look]:
     """Returns entry's name -> look, by the method's place in the registry, whatever else is compared.
 
     What a method fills a slot with has the method's colour; where that is several, the first has it and the
-    others have colours of methods that have no part in the slot.
+    others have colours of methods that have no part in the slot, or the grey of what belongs to none.
     """
     parts = [part.name for part in registry.parts(slot.name)]
     strange = sorted(entry.name for entry in slot.entries if entry.name not in parts)

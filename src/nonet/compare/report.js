@@ -1,5 +1,5 @@
 "use strict";
-// The plots take their colours from the page's variables, so light, dark and print need no second drawing.
+// Words and axes take their colours from the page's variables; those of methods suit light and dark alike.
 const axis = {
   labelColor: "var(--muted)", titleColor: "var(--muted)", gridColor: "var(--line)", domainColor: "var(--muted)", tickColor: "var(--muted)",
   labelFontSize: 12, titleFontSize: 12, titleFontWeight: 400, labelPadding: 5, titlePadding: 8, tickSize: 4,

@@ -17,7 +17,7 @@ from nonet.compare.advice import advise
 from nonet.compare.looks import looks
 from nonet.compare.plots import recall_plots, slot_plots
 from nonet.compare.store import REPORT, ROWS, Record, finished, read_plan, read_rows, write_atomically
-from nonet.compare.summary import Slot, first_line, summarise
+from nonet.compare.summary import Slot, first_line, seeds_run, summarise
 from nonet.compare.tables import crossing_sheet, main_sheet, number_sheets, recall_sheet, settings_sheet
 from nonet.registry import SLOTS
 
@@ -82,6 +82,7 @@ def context(plan: Record, rows: Sequence[Record]) -> dict[str, Any]:
     created = datetime.fromisoformat(plan["created"])
     return {
         "plan": plan,
+        "seeds": seeds_run(plan, rows),
         "slots": [_slot(slot, plan) for slot in summarise(plan, rows)],
         "created": f"{created.day} {created:%B %Y}",
         "waiting": sum(cell["id"] not in done for cell in plan["cells"]) - len(failures),

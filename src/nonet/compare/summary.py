@@ -100,6 +100,11 @@ def summarise(plan: Record, rows: Iterable[Record]) -> tuple[Slot, ...]:
     return tuple(_slot(name, plan, done, failed) for name in plan["slots"])
 
 
+def seeds_run(plan: Record, rows: Iterable[Record]) -> list[int]:
+    """Returns the seeds that have finished rows; those of the plan where there is none yet."""
+    return sorted({row["cell"]["seed"] for row in finished(rows).values()}) or list(plan["seeds"])
+
+
 def first_line(error: str | None) -> str:
     """Returns the first line of an error that says something."""
     return next((line.strip() for line in (error or "").splitlines() if line.strip()), "no reason was given")

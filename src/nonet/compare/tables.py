@@ -16,7 +16,7 @@ from nonet.compare.columns import ONE_SEED, Item, columns, note, standing
 from nonet.compare.quantities import QUANTITIES, Quantity
 from nonet.compare.spread import Estimate
 from nonet.compare.store import Record, finished
-from nonet.compare.summary import CROSSING, REFERENCE, Slot, summarise
+from nonet.compare.summary import CROSSING, REFERENCE, Slot, seeds_run, summarise
 from nonet.compare.verdict import Advice
 
 _CROSSING = (
@@ -119,7 +119,9 @@ def settings_sheet(slot: Slot) -> Sheet:
 
 def text_tables(plan: Record, rows: Iterable[Record]) -> list[RenderableType]:
     """Returns for the terminal a compact table a slot, each with its recommendation."""
-    return [_text_table(slot, advise(slot, plan), plan) for slot in summarise(plan, rows)]
+    rows = list(rows)
+    seeds = len(seeds_run(plan, rows))
+    return [_text_table(slot, advise(slot, plan), plan, seeds) for slot in summarise(plan, rows)]
 
 
 def document(plan: Record, rows: Iterable[Record], *, full: bool = False) -> str:
@@ -138,7 +140,7 @@ def document(plan: Record, rows: Iterable[Record], *, full: bool = False) -> str
         parts += [title, _markdown(sheet), f"{sheet.note} {advice.choice} {advice.reason}"]
         for about, numbers in number_sheets(slot) if full else ():
             parts += [about, _markdown(numbers)]
-    return "\n\n".join([*parts, _origin(plan, finished(rows).values())])
+    return "\n\n".join([*parts, _origin(plan, rows)])
 
 
 def _markdown(sheet: Sheet) -> str:
@@ -152,10 +154,9 @@ def _cell(item: Item) -> str:
     return f"{f'**{text}**' if item.best else text}{f' ({item.small})' if item.small else ''}"
 
 
-def _origin(plan: Record, done: Iterable[Record]) -> str:
+def _origin(plan: Record, rows: Iterable[Record]) -> str:
     """Returns on which text and machine, with which versions, and by which command rows are made."""
-    done = list(done)
-    seeds = sorted({row["cell"]["seed"] for row in done}) or plan["seeds"]
+    done, seeds = list(finished(rows).values()), seeds_run(plan, rows)
     dates = sorted({row["started"][:10] for row in done}) or [plan["created"][:10]]
     made = [row["provenance"] for row in done] or [plan["environment"]]
     places = sorted({f"{p['gpu'] or p['cpu']} with {p['threads']} of {p['cores']} cores" for p in made})
@@ -163,20 +164,22 @@ def _origin(plan: Record, done: Iterable[Record]) -> str:
     versions = sorted({", ".join(f"{name} {p[name]}" for name in names) for p in made})
     commits = sorted({p["commit"][:10] for p in made if p["commit"]})
     changed = ", with changes" if any(p["dirty"] for p in made) else ""
+    plural = {True: "s", False: ""}
+    commit = f"; commit{plural[len(commits) > 1]} {units.listed(commits)}{changed}" if commits else ""
     return (
         f"{units.count(plan['tokens'])} training tokens a model of {plan['corpus']['name']}, "
-        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}, on {' and '.join(places)}, "
-        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}; {'; '.join(versions)}"
-        f"{f'; commit {units.listed(commits)}{changed}' if commits else ''}. Again by `{plan['command']}`."
+        f"seed{plural[len(seeds) > 1]} {', '.join(map(str, seeds))}, on {' and '.join(places)}, "
+        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}; {'; '.join(versions)}{commit}. "
+        f"Again by `{plan['command']}`."
     )
 
 
-def _text_table(slot: Slot, advice: Advice, plan: Record) -> RenderableType:
+def _text_table(slot: Slot, advice: Advice, plan: Record, number: int) -> RenderableType:
     """The columns that fit into 80 characters."""
     tokens, time = units.count(plan["tokens"]), units.seconds(slot.budget)
-    seeds = ONE_SEED if len(plan["seeds"]) == 1 else f"{len(plan['seeds'])} seeds"
+    seeds = ONE_SEED if number == 1 else f"{number} seeds"
     learned = f"Bits per byte after {tokens} tokens and {time}, {seeds}. Bold: none is better."
-    written = f"After {tokens} tokens of training, {seeds}. Bold: none is faster."
+    written = f"After {tokens} tokens of training, {seeds}. Bold: what is recommended."
     table = Table(
         title=Text(f"{slot.name.capitalize()}: {slot.question}", style="bold"),
         title_justify="left",

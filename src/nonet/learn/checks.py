@@ -13,24 +13,24 @@ from nonet.testing import assert_within_budget
 
 
 def check(what: str, fast: Tensor, plain: Tensor, exact: Tensor, scale: float = 0.0) -> None:
-    """Prints how far two results are from the exact one, after asserting the budget of errors.
+    """Asserts the budget of errors, and prints how far two results are from the exact one.
 
     Args:
-        what: is checked.
+        what: what is checked, for the line that is printed and for the error.
         fast: the result under test.
-        plain: the simple one in the same dtype.
-        exact: the simple one in float64.
+        plain: the simple one, of the same shape and dtype.
+        exact: the simple one in float64, of the same shape.
         scale: as :func:`nonet.testing.assert_within_budget` takes it.
 
     Raises:
-        AssertionError: ``fast`` errs more than twice as much as ``plain``.
+        AssertionError: ``fast`` is beyond the budget that ``plain`` gives it.
     """
     assert_within_budget(fast, plain, exact, what, scale=scale)
-    _tell(what, _error([fast], [exact]), _error([plain], [exact]))
+    _tell(what, plain.dtype, _error([fast], [exact]), _error([plain], [exact]))
 
 
 def check_op(op: Callable[..., Any], inputs: Mapping[str, Tensor], *args: Any, **options: Any) -> None:
-    """Checks what models call of an op against its oracle, output and gradients of all inputs.
+    """Checks what models call of an op while they are trained against its oracle: output and gradients.
 
     Args:
         op: takes ``impl``, and returns a tensor.
@@ -39,7 +39,7 @@ def check_op(op: Callable[..., Any], inputs: Mapping[str, Tensor], *args: Any, *
         options: of the op.
 
     Raises:
-        AssertionError: the output or a gradient errs more than twice as much as the oracle's.
+        AssertionError: the output or a gradient is beyond the budget that the oracle gives it.
     """
 
     def results(impl: str, dtype: torch.dtype) -> list[Tensor]:
@@ -52,13 +52,14 @@ def check_op(op: Callable[..., Any], inputs: Mapping[str, Tensor], *args: Any, *
     exact = results("reference", torch.float64)
     for name, *three in zip(("output", *inputs), fast, plain, exact, strict=True):
         assert_within_budget(*three, f"{op.__name__}, {name}")
-    _tell(f"{op.__name__}, output and gradients", _error(fast, exact), _error(plain, exact))
+    what = f"{op.__name__}, output and gradients"
+    _tell(what, torch.float32, _error(fast, exact), _error(plain, exact))
 
 
 def _error(found: list[Tensor], exact: list[Tensor]) -> float:
     return max((x - y).abs().max().item() for x, y in zip(found, exact, strict=True))
 
 
-def _tell(what: str, error: float, usual: float) -> None:
-    told = f"{what}: at most {error:.1e} from float64, where the simple way in float32 is {usual:.1e}"
-    sys.stdout.write(told + "\n")
+def _tell(what: str, dtype: torch.dtype, error: float, usual: float) -> None:
+    simple = f"the simple way in {str(dtype).removeprefix('torch.')}"
+    sys.stdout.write(f"{what}: at most {error:.1e} from float64, where {simple} is {usual:.1e}\n")

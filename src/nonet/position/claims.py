@@ -97,7 +97,7 @@ def _longer(lab: Lab) -> Finding:
     lengths = tuple(own * times for times in lab.scaled((1, 2, 4, 16), (1, 2, 4, 8, 16)))
     ids = lab.held_out(lab.text(), lengths[-1], lab.scaled(40, 80))
     some = ids[: len(ids) // 5]
-    names = {"alibi": "ALiBi", "sinusoidal": "sinusoids", "rope": "RoPE"}
+    names = {"rope": "RoPE", "sinusoidal": "sinusoids", "alibi": "ALiBi"}
     cut: dict[str, list[list[float]]] = {position: [] for position in names}
     slid: dict[str, list[list[float]]] = {position: [] for position in names}
     for seed in lab.seeds:

@@ -158,12 +158,13 @@ def _reversible(lab: Lab) -> Finding:
         else "holds in part"
         if equal and share <= 0.3
         else "does not hold here",
-        f"Over 2 texts of {length} tokens a layer adds {growth[False]:.2f} MiB, for its buckets, to what is "
-        f"kept for the backward pass, in place of {growth[True]:.1f} when activations are stored. The peak "
-        f"of the process goes from {peaks[False][0]:.0f} MiB with {depths[0]} layers to "
-        f"{peaks[False][-1]:.0f} with {depths[-1]}; stored, from {peaks[True][0]:.0f} to "
-        f"{peaks[True][-1]:.0f}. The verdict is on what is kept; the peak also holds gradients, and what a "
-        f"layer needs. In float64 gradients differ by {apart:.0e} of their length at most.",
+        f"Over 2 texts of {length} tokens a layer adds {growth[False]:.2f} MiB to what is kept for the "
+        f"backward pass, for its buckets and the state of random numbers, in place of {growth[True]:.1f} "
+        f"when activations are stored. The peak of the process goes from {peaks[False][0]:.0f} MiB with "
+        f"{depths[0]} layers to {peaks[False][-1]:.0f} with {depths[-1]}; stored, from "
+        f"{peaks[True][0]:.0f} to {peaks[True][-1]:.0f}. The verdict is on what is kept; the peak also holds "
+        f"gradients, and what a layer needs. In float64 gradients differ by {apart:.0e} of their length at "
+        "most.",
         (
             Figure("kept by a further layer, undone", (growth[False],), "MiB"),
             Figure("kept by a further layer, stored", (growth[True],), "MiB"),
@@ -205,8 +206,11 @@ def _kept(model: Any, ids: Tensor) -> int:
 
 
 def _buckets(model: Any, ids: Tensor) -> int:
-    """Returns the bytes of the buckets that layers to be undone keep: four a token, head and round."""
-    return sum(4 * ids.numel() * layer.mixer.rotations[..., 0, 0, 0].numel() for layer in model.model.layers)
+    """Returns the bytes that undone layers keep: four a token, head and round, and two random states."""
+    states = 2 * torch.get_rng_state().nbytes
+    return sum(
+        4 * ids.numel() * layer.mixer.rotations[..., 0, 0, 0].numel() + states for layer in model.model.layers
+    )
 
 
 def _speed(lab: Lab) -> Finding:
