@@ -6,15 +6,16 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from nonet import learn, ledger
-from nonet.registry import method
+from nonet import learn, ledger, methods
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 
 
 def drawn(folder: Path) -> str:
     """Draws the plot of every claim that has one; returns a section of the page with all of them."""
+    titles = {method.name: method.title for method in methods()}
     rows = [row for row in ledger.newest(ledger.read_ledger(RESULTS)) if row["plot"]]
+    rows.sort(key=lambda row: [*titles].index(row["method"]))
     if not rows:
         return ""
     folder.mkdir(exist_ok=True)
@@ -25,6 +26,6 @@ def drawn(folder: Path) -> str:
         file = folder / f"{row['method']}-{row['claim']}.svg"
         figure.savefig(file, format="svg", metadata={"Date": None, "Title": row["statement"]})
         plt.close(figure)
-        parts += [f"**{method(row['method']).title}.** {row['statement']}", ""]
+        parts += [f"**{titles[row['method']]}.** {row['statement']}", ""]
         parts += [f"![{row['plot']['y']} against {row['plot']['x']}]({folder.name}/{file.name})", ""]
     return "\n".join(parts)
