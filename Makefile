@@ -3,7 +3,7 @@
 #   make compare   every method compared on Python's standard library, in a few minutes
 # and two for readers:
 #   make notebook  the notebook, in JupyterLab
-#   make docs      the site, with its chapters run on the way
+#   make docs      the site, with its chapters and the notebook run on the way
 # Set-up needs the network once. PYTHON=/path/to/python chooses the interpreter; pip's own settings
 # (PIP_INDEX_URL, PIP_FIND_LINKS, ...) choose where packages come from.
 
@@ -23,7 +23,7 @@ help:
 	@echo 'make test      set up, then run the whole gate: style, types, layers, tests'
 	@echo 'make compare   set up, then compare all methods in a few minutes (nonet compare --quick)'
 	@echo 'make notebook  set up, then open the notebook in JupyterLab'
-	@echo 'make docs      set up, then build the site in build/site, its chapters run on the way'
+	@echo 'make docs      set up, then run the notebook, and the chapters while the site is built in build/site'
 	@echo 'make clean     remove the virtual environment and every cache'
 
 # The short session calls every op with its annotated shapes and types checked as it runs. The full one
@@ -43,6 +43,7 @@ notebook: .venv/.learn
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) 'Recent Methods in Transformers.ipynb'
 
 docs: .venv/.ready
+	$(BIN)/python docs/notebook.py --run
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/site
 	@echo 'Built: build/site/index.html'
 

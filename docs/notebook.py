@@ -1,7 +1,7 @@
 """Builds the notebook at the root from docs/front.py and from what its chapters mark with the tag ``front``.
 
-``python docs/notebook.py`` says whether it is up to date; ``--write`` runs all cells and writes it with their
-outputs.
+``python docs/notebook.py`` says whether it is up to date; ``--run`` runs all cells; ``--write`` writes it
+with their outputs.
 """
 
 from __future__ import annotations
@@ -95,10 +95,12 @@ def stale() -> bool:
 
 
 def main() -> int:
-    """Returns 0 when the notebook is up to date, or has been written."""
+    """Returns 0 when the notebook is up to date, or has run."""
     parser = argparse.ArgumentParser(description="The notebook at the root, from its sources.")
+    parser.add_argument("--run", action="store_true", help="run it; a cell that fails is an error")
     parser.add_argument("--write", action="store_true", help="run it and write it")
-    if not parser.parse_args().write:
+    asked = parser.parse_args()
+    if not (asked.run or asked.write):
         if stale():
             sys.stderr.write(f"{NOTEBOOK.name} is out of date; run python docs/notebook.py --write\n")
         return int(stale())
@@ -109,7 +111,8 @@ def main() -> int:
     client.execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when it ran says nothing
-    write_atomically(NOTEBOOK, nbformat.writes(notebook) + "\n")
+    if asked.write:
+        write_atomically(NOTEBOOK, nbformat.writes(notebook) + "\n")
     return 0
 
 
