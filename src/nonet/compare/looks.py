@@ -54,12 +54,12 @@ def looks(slot: Slot) -> dict[str, Look]:
     What a method fills a slot with has the method's colour; where that is several, the first has it and the
     others have colours of methods that have no part in the slot, or the grey of what belongs to none.
     """
-    parts = [part.name for part in registry.parts(slot.name)]
-    strange = sorted(entry.name for entry in slot.entries if entry.name not in parts)
-    owners = [_owner(part) for part in registry.parts(slot.name)]
+    parts = registry.parts(slot.name)
+    names, owners = [part.name for part in parts], [_owner(part) for part in parts]
+    strange = sorted(entry.name for entry in slot.entries if entry.name not in names)
     left = cycle([name for name in COLOURS if name not in owners])
     mine = {}
-    for place, name in enumerate([*parts, *strange]):
+    for place, name in enumerate([*names, *strange]):
         first = place < len(owners) and owners[place] not in owners[:place]
         colour = COLOURS[owners[place] if first else next(left)]
         mine[name] = Look(colour, list(DASHES[place % len(DASHES)]), SHAPES[place % len(SHAPES)])
