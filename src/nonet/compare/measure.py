@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nonet.ecosystem import returned_cache
+
 
 def timing(run: Callable[[], Any], repeats: int, device: torch.device) -> dict[str, float]:
     """Returns the median and the 20th and 80th percentile of the seconds of ``run``, after one warm-up."""
@@ -121,12 +123,12 @@ def decode(model: Any, contexts: Sequence[int], repeats: int) -> list[dict[str, 
             rows.append({"context": context, "step": None, "cache_bytes": None})
             continue
         ids = torch.randint(model.config.vocab_size, (1, context), generator=generator).to(model.device)
-        cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+        cache = returned_cache(model(input_ids=ids, use_cache=True, logits_to_keep=1))
         size = cache_bytes(cache)
         token = ids[:, -1:]
 
         def step(token: Tensor = token, cache: Any = cache) -> None:
-            model(input_ids=token, past_key_values=cache, use_cache=True)
+            model(input_ids=token, cache=cache, use_cache=True)
 
         rows.append(
             {

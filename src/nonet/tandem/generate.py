@@ -22,6 +22,7 @@ from transformers import (
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.modeling_utils import PreTrainedModel
 
+from nonet.ecosystem import given_cache
 from nonet.tandem.rounds import Drafter, Plan, Rule, Stats, decode
 from nonet.tandem.runner import Runner
 from nonet.tandem.shortlist import Shortlist
@@ -279,10 +280,9 @@ def plan_of(
 
 def prompt_mask(model_kwargs: dict[str, Any]) -> Tensor | None:
     """Returns the mask that ``generate`` hands on; raises ValueError for a cache that is in use."""
-    for name in ("past_key_values", "cache_params"):
-        cache = model_kwargs.get(name)
-        if cache is not None and any(_holds_tokens(layer) for layer in cache.layers):
-            raise ValueError(f"{name} holds tokens already; a generation with a draft begins with the text")
+    cache = given_cache(model_kwargs)
+    if cache is not None and any(_holds_tokens(layer) for layer in cache.layers):
+        raise ValueError("the cache holds tokens already; a generation with a draft begins with the text")
     return model_kwargs.get("attention_mask")
 
 
