@@ -33,7 +33,8 @@ def test_a_difference_within_the_spread_is_a_tie_and_speed_decides():
     qualities = {"mamba": (2.40, 2.45, 2.50), "flash": (2.42, 2.47, 2.52)}
     found = _advice(qualities)
     assert (found.standing, set(found.chosen)) == ("tie", {"flash", "mamba"})
-    assert found.reason == "They tie in quality, and the seeds do not tell their speeds of training apart."
+    same = "their speeds of training differ by no more than the spread"
+    assert found.reason == f"They tie in quality, and {same}."
     assert any("may part Mamba and FlashAttention" in line for line in found.unless)
     level = {"flash": (2.3, 2.45, 2.6), "mamba": (2.3, 2.45, 2.6)}
     fast = _advice(level, {"flash": 50.0, "mamba": 41.0}, seeds=3)
@@ -53,7 +54,7 @@ def test_text_and_time_may_want_different_methods():
     found = _advice({"mamba": (2.40, 2.41, 2.42), "flash": (2.50, 2.51, 2.52)}, {"mamba": 200.0})
     assert (found.standing, found.chosen) == ("depends", ("mamba", "flash"))
     assert found.choice == "Use Mamba where text to train on is scarce, and FlashAttention where time is."
-    assert any("learning rate that comes down within the same time" in line for line in found.unless)
+    assert any(line.startswith("Slower methods were read before") for line in found.unless)
 
 
 def test_a_tie_at_equal_tokens_is_decided_by_equal_time():
@@ -154,8 +155,8 @@ def test_the_fastest_pairing_is_recommended_with_its_block():
     assert any("would give 5 tokens a pass in place of" in line for line in found.unless)
 
 
-@pytest.mark.parametrize(("other", "standing"), [(1.46, "tie"), (1.44, "clear")])
-def test_with_one_seed_a_twentieth_of_the_speed_is_a_tie(other, standing):
+@pytest.mark.parametrize(("other", "standing"), [(1.46, "tie"), (1.43, "tie"), (1.41, "clear")])
+def test_with_one_seed_pairings_tie_where_quartiles_overlap(other, standing):
     found = _written({"tandem": 1.5, "speculative": other, "assisted": 0.9})
     assert found.standing == standing
     assert found.choice.startswith("Use Tandem with blocks of 4")
