@@ -1,5 +1,5 @@
 import pytest
-from rows_factory import find, make_plan, make_rows, set_quality, set_ratio, set_seconds
+from rows_factory import fail, find, make_plan, make_rows, set_quality, set_ratio, set_seconds
 
 from nonet.compare import units
 from nonet.compare.advice import advise
@@ -94,6 +94,76 @@ def test_a_mixer_that_is_dearer_at_short_lengths_says_so():
 def test_recall_speaks_against_a_forgetful_choice():
     found = _advice({"mlgru": (2.40, 2.41, 2.42)})
     assert any(line.startswith("Text that must be found again: associative recall") for line in found.unless)
+
+
+@pytest.mark.parametrize("slot", ["mixer", "adapter", "pairing"])
+def test_what_diverged_is_never_recommended(slot):
+    plan = make_plan(slots=(slot,))
+    rows = make_rows(plan)
+    best = {"mixer": "mamba", "adapter": "lora", "pairing": "tandem"}[slot]
+    if slot == "pairing":
+        set_ratio(rows, best, 3.0)
+    else:
+        set_quality(rows, slot, best, (0.1, 0.1, 0.1))
+    title = next(e.title for e in _slots(plan, rows)[slot].entries if e.name == best)
+    assert advise(_slots(plan, rows)[slot], plan).chosen == (best,)
+
+    one = find(rows, slot, best)[1]
+    kept = [fail(row["cell"], "DivergedError: no", "diverged") if row is one else row for row in rows]
+    found = advise(_slots(plan, kept)[slot], plan)
+    assert best not in found.chosen
+    said = (found.choice, found.reason, *found.unless)
+    assert not any(title in line for line in said), said
+    because = " ".join(found.because)
+    assert f"Training of {title} diverged, which is why it is not recommended." in because
+    assert f"Runs of {title}" not in because
+
+
+def test_a_fastest_training_is_faster_than_all_that_tie_with_it():
+    level = dict.fromkeys(("flash", "mamba", "mlgru"), (2.3, 2.45, 2.6))
+    found = _advice(level, {"flash": 50.0, "mamba": 41.0, "mlgru": 41.5})
+    assert found.choice == "Use Mamba or MatMul-free (MLGRU)."
+    assert found.reason == (
+        "In quality they tie with FlashAttention, and they train fastest, "
+        f"1.2{TIMES} as fast as FlashAttention."
+    )
+
+
+def test_times_whose_repeats_overlap_are_not_told_apart():
+    plan = make_plan(seeds=(0,), slots=("mixer",))
+    rows = make_rows(plan)
+    set_quality(rows, "mixer", "flash", [2.0])
+    begin = "Faster generating, one more token"
+    assert _begins(advise(_slots(plan, rows)["mixer"], plan).unless, begin)
+    for row in rows:
+        for found in row.get("decode", ()):
+            found["step"] |= {"low": found["step"]["median"] / 3, "high": found["step"]["median"] * 3}
+        for found in row.get("growth", ()):
+            for name in ("forward", "backward"):
+                found[name] |= {"low": found[name]["median"] / 30, "high": found[name]["median"] * 30}
+    slot = _slots(plan, rows)["mixer"]
+    noisy = advise(slot, plan)
+    assert not _begins(noisy.unless, begin)
+    assert not _begins(noisy.unless, "Longer contexts")
+    times = [found[name] for found in slot.crossings.values() for name in ("forward", "backward", "step")]
+    assert {found.kind for found in times} == {"level"}
+    assert {str(found) for found in times} == {"level from 128 to 2,048", "level from 256 to 2,048"}
+
+
+def test_with_one_seed_a_speed_within_its_own_spread_decides_no_tie():
+    plan = make_plan(seeds=(0,), slots=("linear",))
+    rows = make_rows(plan)
+    for name, seconds in (("dense", 40.0), ("ternary", 50.0)):
+        set_quality(rows, "linear", name, [2.0])
+        set_seconds(rows, "linear", name, seconds)
+    assert advise(_slots(plan, rows)["linear"], plan).choice == "Use Dense."
+    for row in rows:
+        curve = row["train"]["curve"]
+        for i, point in enumerate(curve):  # every other stretch takes five times as long
+            point["seconds"] *= 1.0 if i % 2 == 0 else 0.6
+        row["validation"]["bits_per_byte"] = curve[-1]["bits_per_byte"] = 2.0
+    noisy = advise(_slots(plan, rows)["linear"], plan)
+    assert "their speeds of training differ by no more than the spread" in noisy.reason
 
 
 # Around a pretrained model

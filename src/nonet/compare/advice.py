@@ -25,6 +25,9 @@ from nonet.compare.verdict import (
 )
 
 
+BUSY = 1.25  # a speed may be off by this factor before the report mentions other programs
+
+
 def advise(slot: Slot, plan: Record) -> Advice:
     """Returns the recommendation for a slot."""
     return advise_pairing(slot, plan) if slot.name == "pairing" else _advise_learning(slot, plan)
@@ -134,10 +137,24 @@ def _because(slot: Slot, plan: Record, tokens: Sequence[Entry], time: Sequence[E
         lines.append(
             f"With one seed there is no interval, and a difference below {TIE} bits per byte is a tie."
         )
+    if busy := _busy(tokens):
+        lines.append(busy)
     odd = [f"{e.title} ({units.count(e.parameters)})" for e in slot.entries if e.matched is False]
     if odd:
         lines.append(f"Not within 5 % of the slot's median in parameters: {units.listed(odd)}.")
     return lines + failures(slot)
+
+
+def _busy(entries: Sequence[Entry]) -> str:
+    """Said where other programs may have slowed the trainings enough to change their order."""
+    speeds = [found for entry in entries if (found := entry.numbers["speed"]) and found.high is not None]
+    most = max((found.high / found.mean for found in speeds if found.high), default=1.0)
+    if most < BUSY:
+        return ""
+    return (
+        "Other programs kept the machine busy: on an idle one a training might have been up to "
+        f"{units.times(most)} as fast, and times that this could explain count as equal."
+    )
 
 
 def _standings(ranked: Sequence[Entry], number: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from nonet.compare.cell import DivergedError, Report
-from nonet.compare.measure import Peak
+from nonet.compare.measure import Peak, Waiting
 from nonet.compare.plan import Cell, Work
 from nonet.data import EncodedCorpus, encode_corpus, load_corpus, training_windows, validation_windows
 from nonet.registry import Op
@@ -22,9 +22,13 @@ from nonet.training import Stopwatch, make_trainer, nats_by_place
 
 @dataclass(frozen=True)
 class Learned:
-    """What a training took: seconds of its steps, peak memory above the model, the optimiser's state."""
+    """What a training took: seconds of its steps, peak memory above the model, the optimiser's state.
+
+    ``least_seconds`` is what the steps would have taken at best, had no other program used the machine.
+    """
 
     seconds: float
+    least_seconds: float
     peak_bytes: int | None
     optimizer_bytes: int
 
@@ -76,7 +80,7 @@ def learn(
             device=cell.work.device,
             callbacks=[watch],
         )
-        with Peak(torch.device(cell.work.device)) as peak:
+        with Peak(torch.device(cell.work.device)) as peak, Waiting() as waiting:
             trainer.train()
     if not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
         raise DivergedError(f"a weight is not finite after training at learning rate {cell.learning_rate:g}")
@@ -89,7 +93,7 @@ def learn(
     trainer.optimizer = None  # its state is not needed any more
     model.zero_grad(set_to_none=True)
     model.eval()
-    return Learned(watch.seconds, peak.bytes, state)
+    return Learned(watch.seconds, waiting.share * watch.seconds, peak.bytes, state)
 
 
 def teach(model: Any, text: EncodedCorpus, cell: Cell, report: Report) -> dict[str, Any]:
@@ -113,7 +117,7 @@ def teach(model: Any, text: EncodedCorpus, cell: Cell, report: Report) -> dict[s
 
     model.eval()
     evaluate(0, 0.0)
-    learned = Learned(0.0, None, 0)
+    learned = Learned(0.0, 0.0, None, 0)
     if steps:
         windows = training_windows(text.train, work.window, seed=cell.seed, count=steps * work.batch)
         learned = learn(model, windows, cell, work.evaluations, evaluate)
@@ -122,6 +126,7 @@ def teach(model: Any, text: EncodedCorpus, cell: Cell, report: Report) -> dict[s
         "train": {
             "tokens": steps * per_step,
             "seconds": learned.seconds,
+            "least_seconds": learned.least_seconds,
             "tokens_per_second": steps * per_step / learned.seconds if steps else None,
             "first_bits_per_byte": curve[0]["bits_per_byte"],
             "curve": curve,

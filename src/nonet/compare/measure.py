@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import gc
@@ -21,17 +22,19 @@ from nonet.compare.spread import band
 def in_turns(
     calls: Sequence[Callable[[], Any]], repeats: int, device: torch.device, seed: int
 ) -> list[dict[str, float]]:
-    """Returns for each call the median and the 20th and 80th percentile of its seconds.
+    """Returns for each call the median of its seconds, and from where to where they reach.
 
     Each round makes every call once, in a random order that ``seed`` decides: a machine that is busy for a
-    while slows all calls, and not the one whose turn it happens to be. The caller has warmed the calls up.
+    while slows all calls, and not the one whose turn it happens to be. The range goes from the 20th
+    percentile, less what the calls waited for other programs, to the 80th. The caller has warmed the calls up.
     """
     order = random.Random(seed)
     seconds: list[list[float]] = [[] for _ in calls]
-    for _ in range(repeats):
-        for i in order.sample(range(len(calls)), len(calls)):
-            seconds[i].append(_seconds(calls[i], device))
-    return [_timing(found) for found in seconds]
+    with Waiting() as waiting:
+        for _ in range(repeats):
+            for i in order.sample(range(len(calls)), len(calls)):
+                seconds[i].append(_seconds(calls[i], device))
+    return [_timing(found, waiting.share) for found in seconds]
 
 
 def least(run: Callable[[], Any], times: int, device: torch.device) -> float:
@@ -47,9 +50,43 @@ def _seconds(run: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def _timing(seconds: Sequence[float]) -> dict[str, float]:
+def _timing(seconds: Sequence[float], share: float) -> dict[str, float]:
     low, high = band(seconds)
-    return {"median": statistics.median(seconds), "low": low, "high": high, "runs": len(seconds)}
+    return {"median": statistics.median(seconds), "low": share * low, "high": high, "runs": len(seconds)}
+
+
+class Waiting:
+    """How much sooner the block would have ended on a machine that does nothing else, at best.
+
+    Linux counts for each thread the time that it was ready to run while another program had the core. Without
+    that a block takes at least the rest of its time, and at least what its threads computed, shared equally.
+
+    Attributes:
+        share: that least time over the time that the block took; 1 where the system does not count.
+    """
+
+    share = 1.0
+
+    def __enter__(self) -> Waiting:
+        self._began, self._before = time.perf_counter(), _threads()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        took, after = time.perf_counter() - self._began, _threads()
+        # A thread that began within the block is not in the first count, one that ended not in the second.
+        lived = [(after[i], self._before.get(i, (0, 0))) for i in after]
+        ran, waited = (sum(late[k] - early[k] for late, early in lived) / 1e9 for k in (0, 1))
+        self.share = min(1.0, max(took - waited, ran / torch.get_num_threads()) / took)
+
+
+def _threads() -> dict[str, tuple[int, int]]:
+    """Returns for each thread of this process the nanoseconds that it ran, and waited for a core."""
+    found = {}
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            ran, waited, _ = map(int, file.read_text().split())
+            found[file.parent.name] = (ran, waited)
+    return found
 
 
 class Peak:

@@ -165,6 +165,7 @@ def _train(cell: Cell, pair: Tandem, text: EncodedCorpus, report: Report) -> dic
         "train": {
             "tokens": steps * per_step,
             "seconds": learned.seconds,
+            "least_seconds": learned.least_seconds,
             "tokens_per_second": steps * per_step / learned.seconds,
             "losses": losses,
         },

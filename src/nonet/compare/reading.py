@@ -129,7 +129,7 @@ def _range(timing: Record | None) -> tuple[float, float] | None:
 
 
 def _speeds(row: Record) -> tuple[float, float] | None:
-    """The range of tokens a second between the looks at the loss, the whole training's among them."""
+    """From the slower to the faster stretches of the training, or to its speed had it not had to wait."""
     whole, points = _at(row, "train", "tokens_per_second"), _at(row, "train", "curve") or ()
     found = [
         (b["tokens"] - a["tokens"]) / (b["seconds"] - a["seconds"])
@@ -138,8 +138,13 @@ def _speeds(row: Record) -> tuple[float, float] | None:
     ]
     if whole is None or not found:
         return None
-    low, high = band(found)
-    return min(low, whole), max(high, whole)
+    (low, high), seconds, least = (
+        band(found),
+        _at(row, "train", "seconds"),
+        _at(row, "train", "least_seconds"),
+    )
+    alone = whole * seconds / least if seconds and least else whole
+    return min(low, whole), max(high, whole, alone)
 
 
 def _in_time(row: Record, budget: float | None) -> tuple[float, float] | None:
