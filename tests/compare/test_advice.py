@@ -150,6 +150,23 @@ def test_times_whose_repeats_overlap_are_not_told_apart():
     assert {str(found) for found in times} == {"level from 128 to 2,048", "level from 256 to 2,048"}
 
 
+def test_a_busy_machine_tells_no_speeds_apart_and_the_report_says_so():
+    plan = make_plan(seeds=(0,), slots=("position",))
+    rows = make_rows(plan)
+    for name in ("rope", "alibi", "sinusoidal", "learned", "none"):
+        set_quality(rows, "position", name, [2.0 if name in ("rope", "alibi") else 2.5])
+        set_seconds(rows, "position", name, 45.0 if name == "rope" else 25.0)
+    assert advise(_slots(plan, rows)["position"], plan).chosen == ("alibi",)
+    (rope,) = find(rows, "position", "rope")
+    rope["train"]["least_seconds"] = 20.0
+    found = advise(_slots(plan, rows)["position"], plan)
+    assert set(found.chosen) == {"rope", "alibi"}
+    assert any(
+        f"on an idle one a training might have been up to 2.2{TIMES} as fast" in line
+        for line in found.because
+    )
+
+
 def test_with_one_seed_a_speed_within_its_own_spread_decides_no_tie():
     plan = make_plan(seeds=(0,), slots=("linear",))
     rows = make_rows(plan)

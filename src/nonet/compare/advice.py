@@ -24,7 +24,6 @@ from nonet.compare.verdict import (
     sound,
 )
 
-
 BUSY = 1.25  # a speed may be off by this factor before the report mentions other programs
 
 
@@ -146,8 +145,8 @@ def _because(slot: Slot, plan: Record, tokens: Sequence[Entry], time: Sequence[E
 
 
 def _busy(entries: Sequence[Entry]) -> str:
-    """Said where other programs may have slowed the trainings enough to change their order."""
-    speeds = [found for entry in entries if (found := entry.numbers["speed"]) and found.high is not None]
+    """Said where other programs slowed trainings enough to change their order, and no seeds show it."""
+    speeds = [found for e in entries if (found := e.numbers["speed"]) and found.half is None]
     most = max((found.high / found.mean for found in speeds if found.high), default=1.0)
     if most < BUSY:
         return ""

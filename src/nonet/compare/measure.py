@@ -22,11 +22,12 @@ from nonet.compare.spread import band
 def in_turns(
     calls: Sequence[Callable[[], Any]], repeats: int, device: torch.device, seed: int
 ) -> list[dict[str, float]]:
-    """Returns for each call the median of its seconds, and from where to where they reach.
+    """Returns for each call the median of its seconds, and their range.
 
     Each round makes every call once, in a random order that ``seed`` decides: a machine that is busy for a
     while slows all calls, and not the one whose turn it happens to be. The range goes from the 20th
-    percentile, less what the calls waited for other programs, to the 80th. The caller has warmed the calls up.
+    percentile, less the share that was spent waiting for other programs, to the 80th. The caller has warmed
+    the calls up.
     """
     order = random.Random(seed)
     seconds: list[list[float]] = [[] for _ in calls]
