@@ -9,9 +9,19 @@ from dataclasses import replace
 
 import pytest
 
-from nonet.compare import asked, command
+from nonet.compare import asked, command, cost
 
 SMALL = ["--slots", "linear", "--tokens", "4096", "--lengths", "32,64"]
+
+
+def _a_tenth_of_a_second(cells):
+    """What probes would say if a step of every model took so long."""
+    return {cell.combo: cost.Step(0.1, 1, 1) for cell in cells}
+
+
+@pytest.fixture(autouse=True)
+def _few_probes(monkeypatch):
+    monkeypatch.setattr(cost, "ROUNDS", 1)
 
 
 @pytest.fixture
@@ -38,7 +48,8 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(invoke, text, tmp_path, mon
 
 
 @pytest.mark.parametrize("budget", ["4m", "2h"])
-def test_a_budget_is_filled_and_not_exceeded(budget, invoke, text):
+def test_a_budget_is_filled_and_not_exceeded(budget, invoke, text, monkeypatch):
+    monkeypatch.setattr(asked, "probes", _a_tenth_of_a_second)
     done = invoke("compare", text, "--slots", "linear", "--budget", budget, "--dry-run", "--json")
     assert done.exit_code == 0, done.exception
     plan = json.loads(done.stdout)
@@ -80,7 +91,7 @@ def test_the_libraries_of_the_report_are_asked_for_first_and_not_by_a_dry_run(
     assert isinstance(done.exception, ImportError)
     assert "pip install nonet[report]" in str(done.exception)
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(asked, "probes", lambda cells: {c.combo: command.Step(0.1, 1, 1) for c in cells})
+    monkeypatch.setattr(asked, "probes", _a_tenth_of_a_second)
     assert invoke("compare", text, *SMALL, "--dry-run").exit_code == 0
 
 
@@ -124,7 +135,7 @@ def test_cells_that_diverge_or_fail_are_counted(invoke, text, tmp_path, monkeypa
 def test_a_comparison_is_not_resumed_on_another_text(invoke, refused, tmp_path, unmeasured, monkeypatch):
     path, out = tmp_path / "mine.txt", tmp_path / "out"
     path.write_text("the quick brown fox jumps over the lazy dog\n" * 900)
-    monkeypatch.setattr(asked, "probes", lambda cells: {c.combo: command.Step(0.1, 1, 1) for c in cells})
+    monkeypatch.setattr(asked, "probes", _a_tenth_of_a_second)
     monkeypatch.setattr(command.runner, "run", lambda *arguments: 0)
     assert invoke("compare", path, *SMALL, "--seeds", "1", "--out", out).exit_code == 0
     shown = invoke("compare", "--resume", "--out", out, "--dry-run", "--json")
@@ -241,7 +252,7 @@ def test_bad_input_says_what_to_do_and_writes_nothing(
 
 
 def test_a_budget_in_which_nothing_fits_is_refused_with_one_that_does(refused, invoke, text, monkeypatch):
-    monkeypatch.setattr(asked, "probes", lambda cells: {c.combo: command.Step(0.1, 1, 1) for c in cells})
+    monkeypatch.setattr(asked, "probes", _a_tenth_of_a_second)
     code, told = refused("compare", text, "--slots", "linear", "--budget", "5s", "--seeds", "2")
     assert code == 1
     assert told.startswith("--budget 5s is too short: the smallest comparison of these methods takes about ")
