@@ -60,7 +60,7 @@ class Waiting:
     """How much sooner the block would have ended on a machine that does nothing else, at best.
 
     Linux counts for each thread the time that it was ready to run while another program had the core. Without
-    that a block takes at least the rest of its time, and at least what its threads computed, shared equally.
+    that a block takes at least the rest of its time, and at least as long as its busiest thread computed.
 
     Attributes:
         share: that least time over the time that the block took; 1 where the system does not count.
@@ -76,8 +76,8 @@ class Waiting:
         took, after = time.perf_counter() - self._began, _threads()
         # A thread that began within the block is not in the first count, one that ended not in the second.
         lived = [(after[i], self._before.get(i, (0, 0))) for i in after]
-        ran, waited = (sum(late[k] - early[k] for late, early in lived) / 1e9 for k in (0, 1))
-        self.share = min(1.0, max(took - waited, ran / torch.get_num_threads()) / took)
+        ran, waited = ([(late[k] - early[k]) / 1e9 for late, early in lived] for k in (0, 1))
+        self.share = min(1.0, max([took - sum(waited), *ran]) / took)
 
 
 def _threads() -> dict[str, tuple[int, int]]:
