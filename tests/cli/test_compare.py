@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ def _a_tenth_of_a_second(cells):
 @pytest.fixture(autouse=True)
 def _few_probes(monkeypatch):
     monkeypatch.setattr(cost, "ROUNDS", 1)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)  # and the command's own is undone with it
 
 
 @pytest.fixture
@@ -45,6 +47,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(invoke, text, tmp_path, mon
     assert plan["estimate"]["bytes"] > 0
     assert "cells" in done.stderr
     assert list(tmp_path.iterdir()) == []
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"  # for the workers too
 
 
 @pytest.mark.parametrize("budget", ["4m", "2h"])

@@ -42,8 +42,9 @@ def compare(
       nonet compare src/ --methods flash,mamba --seeds 3 --out runs/mine
       nonet compare --resume --out runs/mine
     """
-    # A thread that waits for another by spinning keeps it off a busy core, for 5 seconds a step and not 0.1.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read once, when torch is imported
+    # Read when torch is imported. Threads that spin while they wait take the core from the thread that they
+    # wait for: on a busy machine a step then takes 5 s instead of 0.1.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
     from nonet.compare.asked import Asked
     from nonet.compare.command import execute

@@ -138,12 +138,9 @@ def _speeds(row: Record) -> tuple[float, float] | None:
     ]
     if whole is None or not found:
         return None
-    (low, high), seconds, least = (
-        band(found),
-        _at(row, "train", "seconds"),
-        _at(row, "train", "least_seconds"),
-    )
-    alone = whole * seconds / least if seconds and least else whole
+    low, high = band(found)
+    least = _at(row, "train", "least_seconds")
+    alone = whole * row["train"]["seconds"] / least if least else whole
     return min(low, whole), max(high, whole, alone)
 
 
