@@ -184,27 +184,6 @@ def decode(model: Any, contexts: Sequence[int], repeats: int, seed: int) -> list
     """
     rows: list[dict[str, Any]] = [{"context": c, "step": None, "cache_bytes": None} for c in contexts]
     generator = torch.Generator().manual_seed(0)
-<<<<<<< HEAD
-    for context in contexts:
-        if not _can(model, context + 3 * repeats + 1):
-            rows.append({"context": context, "step": None, "cache_bytes": None})
-            continue
-        ids = torch.randint(model.config.vocab_size, (1, context), generator=generator).to(model.device)
-        cache = returned_cache(model(input_ids=ids, use_cache=True, logits_to_keep=1))
-        size = cache_bytes(cache)
-        token = ids[:, -1:]
-
-        def step(token: Tensor = token, cache: Any = cache) -> None:
-            model(input_ids=token, cache=cache, use_cache=True)
-
-        rows.append(
-            {
-                "context": context,
-                "step": timing(step, 3 * repeats, model.device),
-                "cache_bytes": size,
-            }
-        )
-=======
     calls = {}
     for row in (row for row in rows if _can(model, row["context"] + 3 * repeats + 1)):
         ids = torch.randint(model.config.vocab_size, (1, row["context"]), generator=generator)
@@ -217,7 +196,6 @@ def decode(model: Any, contexts: Sequence[int], repeats: int, seed: int) -> list
     found = dict(zip(calls, in_turns([*calls.values()], 3 * repeats, model.device, seed), strict=True))
     for row in rows:
         row["step"] = found.get(row["context"])
->>>>>>> compare
     return rows
 
 
