@@ -18,7 +18,7 @@ SIZES = {
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
     **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads"), 4),
     "num_key_value_heads": 2,
-    **dict.fromkeys(("head_dim", "d_kv", "kv_channels", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 8),
+    **dict.fromkeys(("head_dim", "d_kv", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 8),
     **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "hidden_dim", "d_ff", "ffn_hidden_size"), 48),
     **dict.fromkeys(("decoder_ffn_dim", "encoder_ffn_dim"), 48),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 24),
@@ -36,7 +36,8 @@ SIZES = {
     "type_vocab_size": 2,
     "is_decoder": True,
 }
-_HYBRID = {"layer_types": ["linear_attention", "full_attention"]}
+_LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
+_JAMBA = {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}
 CAUSAL = {
     "bamba": {"attn_layer_indices": [1]},
     "bart": {},
@@ -62,7 +63,12 @@ CAUSAL = {
     "gptj": {"rotary_dim": 4},
     "granite": {},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
-    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+    },
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "llama": {},
     "mamba": {},
@@ -81,7 +87,7 @@ CAUSAL = {
     "qwen2": {},
     "qwen2_moe": {},
     "qwen3": {},
-    "qwen3_next": _HYBRID,
+    "qwen3_next": _LINEAR,
     "recurrent_gemma": {"block_types": ("recurrent", "attention"), "attention_window_size": 8},
     "roberta": {},
     "roformer": {},
@@ -111,6 +117,27 @@ MASKED = {
 }
 
 
+# Families that may be refused: memories that are no cache of tokens, attentions that a prefix has no way into.
+NO_PROMPT = {"falcon_mamba", "mamba", "mamba2", "rwkv", "xlnet"}
+NO_PREFIX = NO_PROMPT | {
+    *(
+        "bamba",
+        "bart",
+        "bloom",
+        "deepseek_v3",
+        "falcon",
+        "gpt_neo",
+        "granitemoehybrid",
+        "jamba",
+        "lfm2",
+        "mpt",
+    ),
+    *("nemotron_h", "openai-gpt", "qwen3_next", "recurrent_gemma", "roformer"),
+}
+NO_DRAFT = {"openai-gpt", "recurrent_gemma", "rwkv", "xlnet"}
+NO_MASKED_PROMPT = {"big_bird", "esm", "squeezebert"}
+
+
 def make(family, causal=True, seed=0):
     """A tiny model of a family in evaluation, with weights that are larger than usual, so that all matter."""
     kind = CONFIG_MAPPING[family]
@@ -125,7 +152,8 @@ def make(family, causal=True, seed=0):
         for weight in model.parameters():
             if weight.dim() > 1:
                 weight.mul_(3)
-    model.generation_config.eos_token_id = None
+    if causal:
+        model.generation_config.eos_token_id = None
     return model
 
 

@@ -83,6 +83,11 @@ def counted(cache: Cache, otherwise: int) -> int:
     return lengths[0] if lengths else otherwise
 
 
+def is_filled(layer: Any) -> bool:
+    """Whether a layer of a cache holds anything of the tokens that were read."""
+    return getattr(layer, "is_initialized", False) or any(getattr(layer, "has_previous_state", {}).values())
+
+
 def snapshot(cache: Cache) -> list[Any]:
     """Returns what is needed to take back the layers that do not roll back by their length.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,10 +24,10 @@ from nonet.tandem.generate import (
     as_asked,
     check_vocabularies,
     generate_rows,
-    make_plan,
     plan_of,
     prompt_mask,
-    sampling_rule,
+    through_generate,
+    ways_of,
 )
 from nonet.tandem.loss import Head, head_loss
 from nonet.tandem.projections import Projections
@@ -223,21 +224,29 @@ class Tandem(nn.Module):
         Raises:
             ValueError: an argument is wrong, or there is no router for ``"adaptive"``.
         """
-        rule = sampling_rule(do_sample, temperature, top_k, top_p, logits_processor, generator)
         most = max_block if block == "adaptive" else block
-        plan = make_plan(
+        if not verify and most == 0:
+            raise ValueError(f"block must be a number of 1 or more with verify=False; got {block!r}")
+
+        def write(ids: Tensor, mask: Tensor | None, plan: Plan) -> tuple[Tensor, Stats]:
+            rule = replace(plan.rule, generator=generator)
+            plan = replace(plan, rule=rule, streamer=streamer, verify=verify, free_token=free_token)
+            return self._write(ids, mask, plan, shortlist, block == "adaptive")
+
+        ways = ways_of(
             self.primary,
-            max_new_tokens,
-            most,
-            rule,
-            eos_token_id,
-            pad_token_id,
-            stopping_criteria,
-            streamer,
-            verify,
-            free_token,
+            attention_mask=torch.ones_like(input_ids) if attention_mask is None else attention_mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
         )
-        ids, stats = self._write(input_ids, attention_mask, plan, shortlist, block == "adaptive")
+        ids, stats = through_generate(self.primary, input_ids, most, write, ways)
         return (ids, stats) if return_stats else ids
 
     def custom_generate(

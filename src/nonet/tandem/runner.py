@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
 from transformers.modeling_utils import PreTrainedModel
 
 from nonet.ecosystem import cache_argument
-from nonet.tandem.cache import RollbackLayer, counted, restore, rollback_cache, snapshot
+from nonet.tandem.cache import RollbackLayer, counted, is_filled, restore, rollback_cache, snapshot
 from nonet.tandem.shortlist import Shortlist
 
 
@@ -56,7 +56,7 @@ class Runner:
         for part in parts:
             scores.append(self._scores(part, min(keep, part.shape[1])))
             if self.length == 0:
-                self.before = counted(self.cache, part.shape[1]) - part.shape[1]
+                self._look_at_cache(part.shape[1])
             self.length += part.shape[1]
         self.calls += len(parts)
         return scores[0] if len(scores) == 1 else torch.cat(scores)[-keep:]
@@ -78,6 +78,15 @@ class Runner:
             if isinstance(layer, RollbackLayer):
                 layer.length = self.before + length
         self.length = length
+
+    def _look_at_cache(self, read: int) -> None:
+        """Looks at what the first pass, over ``read`` tokens, has left in the cache."""
+        self.before = counted(self.cache, read) - read
+        if not all(map(is_filled, self.cache.layers)):
+            raise ValueError(
+                f"{type(self._model).__name__} keeps what it has read outside of its cache, from where no "
+                "token can be taken back; choose another model"
+            )
 
     def _scores(self, tokens: Tensor, keep: int) -> Tensor:
         options = self._options
