@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -78,7 +79,8 @@ def _is_read(model: nn.Module, path: str) -> bool:
 def _check(model: nn.Module, path: str, rank: int, config: LoraConfig) -> None:
     """Raises ValueError when a module cannot carry the adapter."""
     module = model.get_submodule(path)
-    kind = type(module) if isinstance(module, Adapted) else adapted(type(module))
+    own: Any = type(module)
+    kind = own if isinstance(module, Adapted) else adapted(own)
     if "forward" in vars(module):
         raise ValueError(
             f"{path} has a forward pass of its own, as accelerate's hooks leave; add adapters before those"
@@ -88,7 +90,7 @@ def _check(model: nn.Module, path: str, rank: int, config: LoraConfig) -> None:
     if getattr(module, "max_norm", None) is not None:
         raise ValueError(f"{path} rescales its own weight (max_norm) and can carry no adapter")
     if "dora" in config.variants and not kind.lora_mergeable:
-        name = kind.lora_own.__name__
+        name = kind.derived_from.__name__
         raise ValueError(f"variants: dora needs the norms of a plain weight; {path} is a {name}")
     if "pissa" in config.variants and rank > (most := min(kind.lora_shape(module))):  # type: ignore[arg-type]
         raise ValueError(f"rank={rank} of {path} must be at most {most} with pissa, which starts from an SVD")

@@ -77,17 +77,19 @@ def drop_what_is_not_trained(tandem: Tandem) -> None:
 
     A checkpoint of Transformers' Trainer then holds what was trained, and nothing twice.
     """
+    tandem.register_state_dict_post_hook(_saving)
+    tandem.register_load_state_dict_post_hook(_loading)
 
-    def saving(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-        for name in _left_out(module):
-            state.pop(prefix + name, None)
 
-    def loading(module: nn.Module, keys: Any) -> None:
-        left_out = tuple(_left_out(module))
-        keys.missing_keys[:] = [name for name in keys.missing_keys if not name.endswith(left_out)]
+# Hooks of a module are pickled with it, by name.
+def _saving(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for name in _left_out(module):
+        state.pop(prefix + name, None)
 
-    tandem.register_state_dict_post_hook(saving)
-    tandem.register_load_state_dict_post_hook(loading)
+
+def _loading(module: nn.Module, keys: Any) -> None:
+    left_out = tuple(_left_out(module))
+    keys.missing_keys[:] = [name for name in keys.missing_keys if not name.endswith(left_out)]
 
 
 def _left_out(tandem: nn.Module) -> set[str]:
