@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +14,8 @@ from transformers.pytorch_utils import Conv1D
 from nonet.derived import Derived
 from nonet.lora.api import grouped_lora
 from nonet.lora.factors import Factors
+
+PROMPT = "soft_prompt"  # where a trained prompt lies in its model; it is no part of what adapters are for
 
 
 class Adapters(nn.ModuleDict):
@@ -35,6 +37,10 @@ class Adapters(nn.ModuleDict):
         if self.named:
             self.places = tuple(self.named.index(name) if name in self.named else -1 for name in which)
             self.rows = torch.tensor(self.places, device=device)
+
+    def adapters(self) -> Iterable[tuple[str, Factors]]:
+        """Returns the names of all adapters here with their factors."""
+        return self.items()  # type: ignore[return-value]
 
     def current(self) -> Factors | None:
         """Returns the factors that serve all rows, or None when the module is to do without."""
@@ -210,10 +216,11 @@ def adapted(own: type) -> type[Adapted]:
 
 
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Returns the paths and modules of a model without its adapters, each module once."""
-    inside = tuple(f"{path}." for path, m in model.named_modules() if isinstance(m, Adapters))
+    """Returns the paths and modules of a model without its adapters and its prompt, each module once."""
+    added = [path for path, m in model.named_modules() if isinstance(m, Adapters)]
+    inside = tuple(f"{path}." for path in (*added, PROMPT))
     for path, module in model.named_modules():
-        if not isinstance(module, Adapters) and not path.startswith(inside):
+        if not isinstance(module, Adapters) and path != PROMPT and not path.startswith(inside):
             yield path, module
 
 

@@ -59,9 +59,7 @@ def load_tandem(
             f"the tandem in {directory} was trained with another primary, {about['primary']}; "
             f"got {_description(primary)}"
         )
-    options = about["options"]
-    layers = options["layers"]
-    options = TandemConfig(**{**options, "layers": None if layers is None else tuple(layers)})
+    options = TandemConfig(**about["options"])
     secondary = AutoModelForCausalLM.from_pretrained(
         directory / "secondary", dtype="auto", use_safetensors=True, local_files_only=True
     ).to(primary.device)
