@@ -154,7 +154,7 @@ FIELDS = {
     "r": ["8", 0, -1, 2.5, True, [8], 10**6, 10**30],
     "lora_alpha": ["8", 0, float("nan"), float("inf"), True],
     "lora_dropout": ["0.1", 1.0, -0.1],
-    "target_modules": [3, [3], {}, ["nothing"], "nothing", "(", "(a*)*b(?<=x)"],
+    "target_modules": [3, [3], {}, ["nothing"], "nothing", "(", "(a*)*b(?<=x)", "((.*)*)*!"],
     "rank_pattern": [[8], {"q_proj": "8"}, {"(": 8}, {"q_proj": 10**6}, {"q_proj": 0}],
     "alpha_pattern": [3, {"q_proj": None}],
     "bias": ["some", 1],
