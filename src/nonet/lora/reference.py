@@ -21,11 +21,11 @@ def lora_linear(
 
 
 def grouped_lora(
-    x: Tensor, a: Tensor, b: Tensor, scales: Tensor, rows: Tensor | None, base: Tensor | None
+    x: Tensor, a: Tensor, b: Tensor, scales: Tensor, rows: Tensor, base: Tensor | None
 ) -> Tensor:
     """Returns ``base + scale_k B_k A_k x`` row by row, k being the row's adapter and -1 none."""
     terms = [
         scales[k] * (row @ a[k].mT @ b[k].mT) if k >= 0 else row.new_zeros(len(row), b.shape[1])
-        for row, k in zip(x, range(len(x)) if rows is None else rows.tolist(), strict=True)
+        for row, k in zip(x, rows.tolist(), strict=True)
     ]
     return torch.stack(terms) if base is None else base + torch.stack(terms)
