@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nonet.data.split import SPLITS
-from nonet.shapes import check_positive
+from nonet.shapes import check_positive, freeze_lists
 
 SUFFIXES = (".jsonl", ".csv")
 COLUMNS = (("prompt", "completion"), ("text", "label"), ("text",))
@@ -45,6 +45,9 @@ class Examples:
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
+
+    def __post_init__(self) -> None:
+        freeze_lists(self)
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -113,7 +113,8 @@ class Prefix(SoftPrompt):
     def _keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
         """Returns keys and values ``(G, P, D)`` of a layer.
 
-        Each layer computes its own, so that gradient checkpointing can run it again alone.
+        Each layer computes its own, so that gradient checkpointing can run it again alone. Nothing is kept
+        between calls: a parameter can change without a trace, as by a write through ``.data``.
         """
         width = 2 * self.heads * self.head_dim
         rows = self.encoder(slice(layer * width, (layer + 1) * width))
