@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import accelerate as hooks
+import families
 import peft
 import pytest
 import torch
@@ -282,10 +283,10 @@ def test_models_with_nothing_to_change_are_told_so(capsys):
     ours = nonet.NonetConfig(**sizes, num_attention_heads=2, intermediate_size=32, pattern="MF")
     newer = Mamba2Config(**sizes, num_heads=4, head_dim=16, expand=2, n_groups=1, state_size=8)
     for model, reason in (
-        (LlamaForCausalLM(attention), "left LlamaForCausalLM: it holds no Mamba or FalconMamba layer"),
+        (LlamaForCausalLM(attention), "left LlamaForCausalLM: it holds no layer of Mamba or FalconMamba"),
         (nonet.NonetForCausalLM(ours), "it is nonet's own layer and needs nothing"),
-        (Mamba2Model(newer), "Mamba2Mixer is another recurrence, for which nonet has no operation"),
-        (nn.Linear(2, 2), "left Linear: it holds no Mamba or FalconMamba layer"),
+        (Mamba2Model(newer), "Mamba2Mixer is a layer of Mamba-2, which nonet does not serve"),
+        (nn.Linear(2, 2), "left Linear: it holds no layer of Mamba or FalconMamba"),
     ):
         before = _inside(model)
         nonet.accelerate(model)
@@ -340,3 +341,21 @@ def test_importing_the_package_imports_neither_torch_nor_transformers():
     code = "import sys, nonet, nonet.hf; dir(nonet.hf); print({'torch', 'transformers'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "reason"),
+    [
+        ("jamba", "JambaMambaMixer", "Mamba in a form of its own"),
+        ("bamba", "BambaMixer", "Mamba-2"),
+        ("falcon_h1", "FalconH1Mixer", "Mamba-2"),
+        ("granitemoehybrid", "GraniteMoeHybridMambaLayer", "Mamba-2"),
+        ("nemotron_h", "NemotronHMamba2Mixer", "Mamba-2"),
+        ("qwen3_next", "Qwen3NextGatedDeltaNet", "another recurrence"),
+    ],
+)
+def test_layers_of_other_models_are_called_what_they_are(family, kind, reason, capsys):
+    model = nonet.accelerate(families.make(family))
+    assert not model.nonet_report.changed
+    assert all(f"{kind} is a layer of {reason}" in said for said in _reasons(model).values())
+    assert f"{kind} is a layer of {reason}" in capsys.readouterr().err

@@ -76,7 +76,7 @@ def accelerate(model: Model, impl: str = "auto") -> Model:
         _become(module, _FAST)
         module.nonet_impl = impl
     if not changed and not left:
-        left = [(type(model).__name__, "it holds no Mamba or FalconMamba layer")]
+        left = [(type(model).__name__, "it holds no layer of Mamba or FalconMamba")]
     report = Report(tuple(changed), tuple(left), tuple((op, *choice) for op, choice in chosen.items()))
     model.nonet_report = report  # type: ignore[assignment]
     sys.stderr.write(f"{report}\n")
@@ -115,8 +115,8 @@ def _reason(module: nn.Module, impl: str) -> str | None:
     if kind not in _FAST:
         if isinstance(module, tuple(_FAST)):
             return f"{kind.__name__} is derived from Transformers' layer and may compute something else"
-        if "Mamba" in kind.__name__ and kind.__name__.endswith("Mixer"):
-            return f"{kind.__name__} is another recurrence, for which nonet has no operation"
+        if generation := _generation(module):
+            return f"{kind.__name__} is a layer of {generation}, which nonet does not serve"
         return None
     if _is_wrapped(module):
         return "its forward pass was replaced on the object, as accelerate's hooks do for offloading"
@@ -129,6 +129,17 @@ def _reason(module: nn.Module, impl: str) -> str | None:
     if impl == "auto" and module.A_log.device.type != "cpu" and importlib.util.find_spec("mamba_ssm"):
         return "mamba_ssm is installed and serves it on this device; name an impl to replace it"
     return None
+
+
+def _generation(module: nn.Module) -> str | None:
+    """Returns which recurrence with a learned rate a layer of another model computes, or None."""
+    rate, skip = (getattr(module, name, None) for name in ("A_log", "D"))
+    if not isinstance(rate, Tensor):
+        return None
+    if not isinstance(skip, Tensor):
+        return "another recurrence than Mamba's"
+    # The first generation has a rate for each number of a state, the second one for each head.
+    return "Mamba-2" if rate.dim() == 1 else "Mamba in a form of its own (of the first generation)"
 
 
 def _is_wrapped(module: nn.Module) -> bool:
