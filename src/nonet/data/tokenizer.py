@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nonet.hub import directory, from_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -114,19 +117,31 @@ def _stretches(text: str) -> Iterator[str]:
         begin = end
 
 
+def load_tokenizer(name: str) -> Any:
+    """Returns the Transformers tokenizer of a name: ``"bytes"``, a directory, or ``owner/name`` on the hub.
+
+    Raises:
+        ValueError: there is no such tokenizer, or it would have to run code of its own.
+    """
+    if name == "bytes":
+        return byte_tokenizer()
+    from transformers import AutoTokenizer
+
+    place = directory(name)
+    read = functools.partial(AutoTokenizer.from_pretrained, trust_remote_code=False)
+    try:
+        return from_hub(name, read) if place is None else read(place, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no tokenizer could be loaded from {name!r}; give 'bytes', a folder with a tokenizer, "
+            f"or owner/name on the hub ({error})"
+        ) from error
+
+
 def coder(tokenizer: Any) -> Coder:
     """Returns the coder for ``"bytes"``, a tokenizer's folder or hub name, or a tokenizer."""
     if tokenizer == "bytes":
         return ByteCoder()
     if not isinstance(tokenizer, str):
         return TransformersCoder(tokenizer)
-    from transformers import AutoTokenizer
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no tokenizer could be loaded from {tokenizer!r}; give 'bytes', a folder with a tokenizer, "
-            f"or a name on the hub ({error})"
-        ) from error
-    return TransformersCoder(loaded)
+    return TransformersCoder(load_tokenizer(tokenizer))

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from nonet.hf.card import card, code_of_adapter
 from nonet.registry import load
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -48,7 +49,7 @@ def save_adapter(
         fresh = Path(scratch)
         plain = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
         save_file(plain, fresh / WEIGHTS, metadata={"format": "pt"})
-        (fresh / CARD).write_text(_card(config, plain, about or {}))
+        (fresh / CARD).write_text(_card(config, plain, about or {}), encoding="utf-8")
         (fresh / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         for file in (WEIGHTS, CARD, CONFIG):
             (fresh / file).replace(place / file)
@@ -88,29 +89,13 @@ def load_adapter(model: Model, directory: str | Path, name: str = "default") -> 
 
 
 def _card(config: dict[str, Any], tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
+    base = config.get("base_model_name_or_path")
     figures = {
         "kind": config["peft_type"],
-        "base model": config.get("base_model_name_or_path") or "not named",
+        "base model": base or "not named",
         "numbers in this file": f"{sum(t.numel() for t in tensors.values()):,}",
         **about,
     }
-    lines = "\n".join(f"| {name} | {value} |" for name, value in figures.items())
-    return f"""---
-library_name: peft
-tags: [nonet]
----
-
-# An adapter made with nonet
-
-| | |
-| --- | --- |
-{lines}
-
-Load it with PEFT, or with nonet:
-
-```python
-from nonet.hf import load_adapter
-
-model = load_adapter(model, "path/of/this/directory")
-```
-"""
+    return card(
+        "An adapter made with nonet", figures, code_of_adapter(base or "the/base/model"), library="peft"
+    )

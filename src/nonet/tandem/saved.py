@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import PreTrainedModel
 
 from nonet.tandem.config import TandemConfig
 from nonet.tandem.router import Router
+from nonet.weights import check_files, load_whole
 
 if TYPE_CHECKING:
     from nonet.tandem.layer import Tandem
@@ -62,9 +62,8 @@ def load_tandem(
     options = about["options"]
     layers = options["layers"]
     options = TandemConfig(**{**options, "layers": None if layers is None else tuple(layers)})
-    secondary = AutoModelForCausalLM.from_pretrained(
-        directory / "secondary", dtype="auto", use_safetensors=True, local_files_only=True
-    ).to(primary.device)
+    check_files(directory / "secondary")
+    secondary = load_whole(directory / "secondary", dtype="auto", local_files_only=True).to(primary.device)
     router = None
     if about["router"] is not None:
         router = Router(**about["router"]).to(primary.device)

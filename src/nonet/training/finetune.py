@@ -20,6 +20,7 @@ from nonet.data.examples import SUFFIXES, Example, Examples, read_examples
 from nonet.data.split import SPLITS
 from nonet.data.topics import library_topics
 from nonet.hf.adapters import save_adapter
+from nonet.hf.card import card, code_of_model
 from nonet.hf.pretrained import load_pretrained
 from nonet.lora import LoraConfig, add_lora
 from nonet.prompt import PET, Pattern, PrefixTuning, PromptTuning, PTuning, Verbalizer, add_prompt
@@ -122,7 +123,8 @@ def keep(model: Any, tuning: Tuning, place: Path, about: dict[str, Any]) -> None
     """Writes what was learned, an adapter or a whole model, with a card that says what it is about."""
     if tuning.method in WHOLE:
         model.save_pretrained(place)
-        (place / "README.md").write_text(_card(tuning, about))
+        text = card(f"{tuning.model}, fine-tuned with nonet", about, code_of_model(model))
+        (place / "README.md").write_text(text, encoding="utf-8")
     else:
         save_adapter(model, place, about=about)
 
@@ -273,18 +275,3 @@ def finetune_model(tuning: Tuning, out: Path, *, resume: bool, as_json: bool) ->
 
 def _say(figures: dict[str, float]) -> str:
     return ", ".join(f"{value:.3f} {name.replace('_', ' ')}" for name, value in figures.items())
-
-
-def _card(tuning: Tuning, about: dict[str, Any]) -> str:
-    lines = "\n".join(f"| {name} | {value} |" for name, value in about.items())
-    return f"""---
-library_name: transformers
-tags: [nonet]
----
-
-# {tuning.model}, fine-tuned with nonet
-
-| | |
-| --- | --- |
-{lines}
-"""

@@ -18,6 +18,7 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from nonet.data import EncodedCorpus, encode_corpus, load_corpus, training_windows, validation_windows
+from nonet.hf.card import card, code_of_tandem
 from nonet.hf.pretrained import load_pretrained
 from nonet.shapes import check_choice, check_positive
 from nonet.tandem import Tandem, TandemConfig, frequent_tokens, secondary_from, stream_weights
@@ -148,8 +149,9 @@ def train_tandem(pairing: Pairing, out: Path, *, resume: bool, as_json: bool) ->
 
     def write(place: Path) -> None:
         tandem.save_pretrained(place)
-        lines = "\n".join(f"| {k} | {v} |" for k, v in {**asdict(pairing), **figures}.items())
-        (place / "README.md").write_text(f"# A tandem for {pairing.model}\n\n| | |\n| --- | --- |\n{lines}\n")
+        facts = {**asdict(pairing), **figures}
+        text = card(f"A tandem for {pairing.model}", facts, code_of_tandem(pairing.model), library="nonet")
+        (place / "README.md").write_text(text, encoding="utf-8")
 
     fit.finish(write)
     if as_json:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 from transformers.utils import logging
 
-from nonet.data import byte_tokenizer, encode_corpus, load_corpus, training_windows, validation_windows
+from nonet.data import encode_corpus, load_corpus, load_tokenizer, training_windows, validation_windows
+from nonet.hf.card import card, code_of_model
 from nonet.model import LEARNING_RATES, NonetConfig, NonetForCausalLM, preset
 from nonet.registry import part
 from nonet.training.fit import DONE, STOPPED, Fit
@@ -80,7 +81,8 @@ def train_model(recipe: Recipe, out: Path, *, resume: bool, as_json: bool) -> in
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     people = Console(stderr=True)
-    text = encode_corpus(load_corpus(recipe.source), recipe.tokenizer)
+    tokenizer = load_tokenizer(recipe.tokenizer)
+    text = encode_corpus(load_corpus(recipe.source), "bytes" if recipe.tokenizer == "bytes" else tokenizer)
     config = recipe.config(text.vocab_size, text.eos_id)
     fit = Fit(out, asdict(recipe), recipe.steps, recipe.batch, recipe.rate(config), recipe.seed)
     first = fit.first_step(resume)
@@ -104,13 +106,8 @@ def train_model(recipe: Recipe, out: Path, *, resume: bool, as_json: bool) -> in
 
     def write(place: Path) -> None:
         model.save_pretrained(place)
-        tokenizer = (
-            byte_tokenizer()
-            if recipe.tokenizer == "bytes"
-            else AutoTokenizer.from_pretrained(recipe.tokenizer)
-        )
         tokenizer.save_pretrained(place)
-        (place / "README.md").write_text(_card(model, recipe, text, figures))
+        (place / "README.md").write_text(_card(model, recipe, text, figures), encoding="utf-8")
 
     fit.finish(write)
     if as_json:
@@ -122,34 +119,17 @@ def train_model(recipe: Recipe, out: Path, *, resume: bool, as_json: bool) -> in
 
 
 def _card(model: Any, recipe: Recipe, text: Any, figures: dict[str, Any]) -> str:
-    config = model.config
-    return f"""---
-library_name: transformers
-tags: [nonet]
----
-
-# A {recipe.size} language model of nonet
-
-| | |
-| --- | --- |
-| text | {text.name} |
-| text fingerprint | {text.folder.name} |
-| tokenizer | {recipe.tokenizer} |
-| mixers | {recipe.pattern} |
-| position, linear, residual | {recipe.position}, {recipe.linear}, {recipe.residual} |
-| parameters | {figures["parameters"]:,} |
-| training tokens | {figures["training_tokens"]:,} in sequences of {recipe.window} |
-| learning rate | {recipe.rate(config):g} |
-| seed | {recipe.seed} |
-| validation bits per byte | {figures["validation_bits_per_byte"]:.4f} |
-| seconds of training | {figures["seconds"]:.1f} |
-
-Load it with Transformers; importing nonet makes the architecture known:
-
-```python
-import nonet.model
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{recipe.size}")  # the path of this directory
-```
-"""
+    facts = {
+        "text": text.name,
+        "text fingerprint": text.folder.name,
+        "tokenizer": recipe.tokenizer,
+        "mixers": recipe.pattern,
+        "position, linear, residual": f"{recipe.position}, {recipe.linear}, {recipe.residual}",
+        "parameters": f"{figures['parameters']:,}",
+        "training tokens": f"{figures['training_tokens']:,} in sequences of {recipe.window}",
+        "learning rate": f"{recipe.rate(model.config):g}",
+        "seed": recipe.seed,
+        "validation bits per byte": f"{figures['validation_bits_per_byte']:.4f}",
+        "seconds of training": f"{figures['seconds']:.1f}",
+    }
+    return card(f"A {recipe.size} language model of nonet", facts, code_of_model(model))
