@@ -93,7 +93,7 @@ def teach(model: Any, text: EncodedCorpus, cell: Cell, report: Report) -> dict[s
         ValueError: the loss is not finite in the end.
     """
     work = cell.work
-    scored = validation_windows(text.validation, work.window, work.validation_windows)
+    scored = validation_windows(text.validation, work.window, work.validation_windows, text.lead)
     per_step = work.batch * work.window
     steps = max(1, work.tokens // per_step) if cell.learning_rate else 0
     curve: list[dict[str, float]] = []
@@ -107,7 +107,9 @@ def teach(model: Any, text: EncodedCorpus, cell: Cell, report: Report) -> dict[s
     evaluate(0, 0.0)
     learned = Learned(0.0, None, 0)
     if steps:
-        windows = training_windows(text.train, work.window, seed=cell.seed, count=steps * work.batch)
+        windows = training_windows(
+            text.train, work.window, seed=cell.seed, count=steps * work.batch, lead=text.lead
+        )
         learned = learn(model, windows, cell, work.evaluations, evaluate)
     if not math.isfinite(curve[-1]["bits_per_byte"]):
         raise ValueError(f"training diverged: {curve[-1]['bits_per_byte']} bits per byte")

@@ -168,7 +168,7 @@ def _reset_high_water() -> int | None:
     """Gives freed memory back, resets the kernel's high-water mark, returns the bytes in use."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except (OSError, AttributeError):
         return None
     return _status("VmRSS")
@@ -176,7 +176,7 @@ def _reset_high_water() -> int | None:
 
 def _status(field: str) -> int | None:
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), None)

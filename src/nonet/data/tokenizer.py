@@ -49,13 +49,39 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def lead_ids(tokenizer: Any) -> list[int]:
+    """Returns the ids that a tokenizer puts before every text, such as that of a first token; often none."""
+    coded = tokenizer("a", return_special_tokens_mask=True, verbose=False)
+    return coded["input_ids"][: coded["special_tokens_mask"].index(0)]
+
+
+def end_id(tokenizer: Any) -> int:
+    """Returns the id that ends a text; raises ValueError where a tokenizer has none."""
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    if end is None:
+        name = tokenizer.name_or_path or type(tokenizer).__name__
+        raise ValueError(f"tokenizer {name!r} has no token that ends a document; set its eos_token")
+    return int(end)
+
+
+def prompt_ids(tokenizer: Any, text: str) -> list[int]:
+    """Returns the ids after which a model continues a text.
+
+    These are what the tokenizer puts before a text, and the text's own; what it puts after one would end it.
+    For an empty text it is the first of these alone, or an end of text, after which another begins.
+    """
+    ids = [*lead_ids(tokenizer), *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
+    return ids or [end_id(tokenizer)]
+
+
 class Coder(Protocol):
-    """What turns documents into ids."""
+    """What turns documents into ids; ``lead`` is what a model is given before a text."""
 
     name: str
     fingerprint: str
     vocab_size: int
     eos_id: int
+    lead: tuple[int, ...]
 
     def encode(self, document: bytes) -> Iterator[NDArray]:
         """Yields the ids of a document, stretch by stretch."""
@@ -68,6 +94,7 @@ class ByteCoder:
     fingerprint = "bytes"
     vocab_size = 257
     eos_id = 256
+    lead: tuple[int, ...] = ()
 
     def encode(self, document: bytes) -> Iterator[NDArray]:
         """Yields the bytes of a document."""
@@ -84,10 +111,8 @@ class TransformersCoder:
         self.name = tokenizer.name_or_path or type(tokenizer).__name__
         if not tokenizer.is_fast:
             raise ValueError(f"tokenizer {self.name!r} has no fast form; give one that has, or 'bytes'")
-        eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-        if eos is None:
-            raise ValueError(f"tokenizer {self.name!r} has no token that ends a document; set its eos_token")
-        self.eos_id = int(eos)
+        self.eos_id = end_id(tokenizer)
+        self.lead = tuple(lead_ids(tokenizer))
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1  # ids may have gaps
         self._tokenizer = tokenizer
         rules = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -50,7 +50,7 @@ def save_adapter(
         plain = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
         save_file(plain, fresh / WEIGHTS, metadata={"format": "pt"})
         (fresh / CARD).write_text(_card(config, plain, about or {}), encoding="utf-8")
-        (fresh / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (fresh / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         for file in (WEIGHTS, CARD, CONFIG):
             (fresh / file).replace(place / file)
     return place
@@ -74,7 +74,7 @@ def load_adapter(model: Model, directory: str | Path, name: str = "default") -> 
     if not (place / WEIGHTS).is_file():
         pickle = " (a pickle is never opened)" if (place / "adapter_model.bin").exists() else ""
         raise ValueError(f"directory={str(directory)!r} holds no {WEIGHTS}{pickle}")
-    config = json.loads((place / CONFIG).read_text())
+    config = json.loads((place / CONFIG).read_text(encoding="utf-8"))
     kind = config.get("peft_type")
     if kind not in _KINDS:
         allowed = ", ".join(_KINDS)

@@ -71,4 +71,6 @@ tandem = Tandem.from_pretrained("{HERE}", primary)
 
 
 def _cell(value: Any) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
+    # The name of a file may hold bytes that are no text.
+    text = str(value).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return " ".join(text.split()).replace("|", "\\|")

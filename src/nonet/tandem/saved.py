@@ -39,7 +39,10 @@ def save_tandem(tandem: Tandem, directory: Path) -> None:
         "router": None if router is None else router.options,
         "primary": _description(tandem.primary),
     }
-    _put(directory / "config.json", lambda path: path.write_text(json.dumps(about, indent=1) + "\n"))
+    _put(
+        directory / "config.json",
+        lambda path: path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8"),
+    )
 
 
 def load_tandem(
@@ -51,7 +54,7 @@ def load_tandem(
         ValueError: it holds no tandem, or one of another primary.
     """
     path = directory / "config.json"
-    about = json.loads(path.read_text()) if path.exists() else {}
+    about = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if about.get("format") != FORMAT:
         raise ValueError(f"{directory} holds no tandem; give a directory that save_pretrained wrote")
     if about["primary"] != _description(primary):

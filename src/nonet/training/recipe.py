@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from transformers import set_seed
 from transformers.utils import logging
 
 from nonet.data import encode_corpus, load_corpus, load_tokenizer, training_windows, validation_windows
+from nonet.document import to_json
 from nonet.hf.card import card, code_of_model
 from nonet.model import LEARNING_RATES, NonetConfig, NonetForCausalLM, preset
+from nonet.model.presets import SIZES
 from nonet.registry import part
+from nonet.shapes import check_positive
+from nonet.training.fingerprint import of_tokenizer
 from nonet.training.fit import DONE, STOPPED, Fit
+from nonet.training.progress import console
 from nonet.training.quality import nats_by_place
 
 
@@ -36,6 +40,10 @@ class Recipe:
     learning_rate: float | None
     tokenizer: str
     seed: int
+
+    def __post_init__(self) -> None:
+        check_positive(tokens=self.tokens, window=self.window, batch=self.batch)
+        check_positive(learning_rate=self.learning_rate)
 
     @property
     def steps(self) -> int:
@@ -68,33 +76,38 @@ def train_model(recipe: Recipe, out: Path, *, resume: bool, as_json: bool) -> in
     """Trains what the recipe says and writes ``out``: weights, configuration, tokenizer, model card.
 
     A checkpoint is kept in ``out`` every twenty seconds, and at Ctrl-C after the step in flight; a
-    training that is resumed from it takes the same windows at the same learning rates as one that
-    was never stopped.
+    training that is resumed from it gives the weights of one that was never stopped.
 
     Returns:
         0 when done, 3 when stopped early.
 
     Raises:
-        ValueError: an option is wrong, the text is too short, or ``out`` holds something else.
+        ValueError: an option is wrong, the text is too short, ``out`` holds something else, or training
+            diverged.
         OSError: a file cannot be read or written.
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    people = Console(stderr=True)
+    people = console()
     tokenizer = load_tokenizer(recipe.tokenizer)
-    text = encode_corpus(load_corpus(recipe.source), "bytes" if recipe.tokenizer == "bytes" else tokenizer)
+    corpus = load_corpus(recipe.source)
+    text = encode_corpus(corpus, "bytes" if recipe.tokenizer == "bytes" else tokenizer)
     config = recipe.config(text.vocab_size, text.eos_id)
     fit = Fit(out, asdict(recipe), recipe.steps, recipe.batch, recipe.rate(config), recipe.seed)
     first = fit.first_step(resume)
+    for note in _notes(recipe, config):
+        people.print(note)
     set_seed(recipe.seed)
     model = NonetForCausalLM(config)
-    windows = training_windows(text.train, recipe.window, seed=recipe.seed, count=recipe.steps * recipe.batch)
-    scored = validation_windows(text.validation, recipe.window, 64)
+    count = recipe.steps * recipe.batch
+    windows = training_windows(text.train, recipe.window, recipe.seed, count, text.lead)
+    scored = validation_windows(text.validation, recipe.window, 64, text.lead)
 
     def quality() -> float:
         return text.bits_per_byte(nats_by_place(model, scored, recipe.batch).mean().item())
 
-    seconds = fit.run(model, windows, first, lambda: f"{quality():.3f} bits per byte", people)
+    rests_on = {"the text": corpus.fingerprint, "the tokenizer": of_tokenizer(tokenizer)}
+    seconds = fit.run(model, windows, first, lambda: f"{quality():.3f} bits per byte", people, rests_on)
     if seconds is None:
         return STOPPED
     figures = {
@@ -103,6 +116,7 @@ def train_model(recipe: Recipe, out: Path, *, resume: bool, as_json: bool) -> in
         "training_tokens": recipe.steps * recipe.batch * recipe.window,
         "seconds": seconds,
     }
+    fit.check_finite(figures)
 
     def write(place: Path) -> None:
         model.save_pretrained(place)
@@ -111,11 +125,24 @@ def train_model(recipe: Recipe, out: Path, *, resume: bool, as_json: bool) -> in
 
     fit.finish(write)
     if as_json:
-        sys.stdout.write(
-            json.dumps({"model": str(out), **figures, "recipe": asdict(recipe)}, indent=1) + "\n"
-        )
+        sys.stdout.write(to_json({"model": str(out), **figures, "recipe": asdict(recipe)}))
     people.print(f"{figures['validation_bits_per_byte']:.3f} bits per byte on validation text. Model: {out}")
     return DONE
+
+
+def _notes(recipe: Recipe, config: NonetConfig) -> Iterator[str]:
+    """Yields what differs from what was asked for, or has no effect."""
+    size = SIZES[recipe.size]["num_hidden_layers"]
+    if config.num_hidden_layers != size:
+        yield (
+            f"The model has {config.num_hidden_layers} layers, to repeat the pattern {recipe.pattern} whole; "
+            f"size {recipe.size} has {size}."
+        )
+    if config.idle_position:
+        yield (
+            f"Position {recipe.position} has no effect: no mixer of the pattern {recipe.pattern} reads it, "
+            "since a recurrence knows order by itself."
+        )
 
 
 def _card(model: Any, recipe: Recipe, text: Any, figures: dict[str, Any]) -> str:
