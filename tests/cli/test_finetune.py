@@ -53,6 +53,7 @@ def test_what_was_learned_is_an_adapter_that_loads_again(method, source, invoke,
         "adapter_config.json",
         "adapter_model.safetensors",
         "README.md",
+        *(["labels.json"] if source == "labels.jsonl" else []),
     }
     card = (out / "README.md").read_text()
     assert f"| {measured} | {figures[measured]} |" in card

@@ -23,6 +23,7 @@ def unnamed(tree):
         if name in _OPENERS and name.endswith("File") and not any(isinstance(mode, str) for mode in modes):
             binary = True  # a temporary file is binary by default
         method = name in _METHODS and isinstance(call.func, ast.Attribute)
+        method = method and not (name == "read_text" and call.args)  # its only argument is the encoding
         decoded = any(
             getattr(words.get(name), "value", None) is True for name in ("text", "universal_newlines")
         )

@@ -21,7 +21,7 @@ def doctor(
     if as_json:
         import json
 
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps(found, indent=2, allow_nan=False))
         return
 
     from rich.console import Console

@@ -186,7 +186,7 @@ def _write(folder: Path, corpus: Corpus, code: Coder, identity: dict[str, Any]) 
         if corpus.changed():
             raise RuntimeError(f"{corpus.name} changed on disk after it was loaded; load it again")
         summary = {"identity": identity, "dtype": _dtype(code).str, "tokens": tokens, "bytes": sizes}
-        (temporary / _SUMMARY).write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        (temporary / _SUMMARY).write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
         for finished in (*(f"{split}.npy" for split in SPLITS), _SUMMARY):  # the summary vouches: last
             (temporary / finished).replace(folder / finished)
 

@@ -50,7 +50,9 @@ def save_adapter(
         plain = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
         save_file(plain, fresh / WEIGHTS, metadata={"format": "pt"})
         (fresh / CARD).write_text(_card(config, plain, about or {}), encoding="utf-8")
-        (fresh / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (fresh / CONFIG).write_text(
+            json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
+        )
         for file in (WEIGHTS, CARD, CONFIG):
             (fresh / file).replace(place / file)
     return place

@@ -41,7 +41,7 @@ def save_tandem(tandem: Tandem, directory: Path) -> None:
     }
     _put(
         directory / "config.json",
-        lambda path: path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8"),
+        lambda path: path.write_text(json.dumps(about, indent=1, allow_nan=False) + "\n", encoding="utf-8"),
     )
 
 

@@ -133,7 +133,7 @@ class Fit:
         return watch.seconds
 
     def check_finite(self, figures: Mapping[str, Any]) -> None:
-        """Raises DivergedError when what was measured in the end holds a number that is not finite."""
+        """Raises DivergedError when what was measured after training holds a number that is not finite."""
         for name, value in figures.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise self._diverged(DivergedError(f"{name.replace('_', ' ')} is {value} after training"))

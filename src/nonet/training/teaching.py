@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -46,11 +47,15 @@ def finetune_model(tuning: Tuning, out: Path, *, resume: bool, as_json: bool) ->
 
     def measured() -> dict[str, float]:
         with busy(people, "measuring on the part kept for the end"):
-            figures = task.measure(True)
-        fit.check_finite(figures)
-        return figures
+            return task.measure(True)
 
     before = {} if first else measured()
+    for name, value in before.items():
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{name.replace('_', ' ')} is {value} before training: the weights of {tuning.model} hold "
+                "nan, or cannot be computed with in this dtype; give another model"
+            )
     seconds = fit.run(
         task.module,
         task.items,
@@ -63,6 +68,7 @@ def finetune_model(tuning: Tuning, out: Path, *, resume: bool, as_json: bool) ->
     if seconds is None:
         return STOPPED
     after = measured()
+    fit.check_finite(after)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     figures = {
         **{f"{name}_before": value for name, value in before.items()},
