@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from importlib import metadata
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 
 def pip_install(extra: str = "", *options: str) -> str:
@@ -27,6 +24,10 @@ def pip_install(extra: str = "", *options: str) -> str:
 
 def _folder() -> Path | None:
     """Returns the folder that pip installed this package from, as pip recorded it; None for an index."""
+    from importlib import metadata  # slow to import, and needed only where something is missing
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
     try:
         record = metadata.distribution("nonet").read_text("direct_url.json")
     except metadata.PackageNotFoundError:

@@ -106,3 +106,67 @@ def test_every_command_has_help_and_every_option_says_what_it_does():
         assert command.help, name
         for option in command.params:
             assert option.help, f"{name} {option.name}"
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+@pytest.mark.parametrize(
+    "command", [["train"], ["finetune", "smollm2"], ["tandem", "train", "smollm2"], ["compare"]]
+)
+def test_several_processes_are_refused_before_anything_is_written(name, command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, "2")
+    done = CliRunner().invoke(cli.app, command)
+    assert done.exit_code == 1
+    assert f"{name}=2: nonet runs in one process; start it without torchrun" in str(done.exception)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv(name, "1")
+    assert CliRunner().invoke(cli.app, ["methods"]).exit_code == 0
+
+
+def test_labels_and_prompts_of_any_script_survive_a_terminal_without_it(model, tmp_path):
+    rows = "".join(
+        f'{{"text": "{"سلام" if i % 2 else "hello"} {i}", "label": "{"عربي" if i % 2 else "latin"}"}}\n'
+        for i in range(20)
+    )
+    (tmp_path / "words.jsonl").write_text(rows, encoding="utf-8")
+    (tmp_path / "one.txt").write_text("سلام 1\n", encoding="utf-8")
+    commands = [
+        [
+            "finetune",
+            model,
+            "words.jsonl",
+            "--method",
+            "pet",
+            "--steps",
+            1,
+            "--window",
+            40,
+            "--batch",
+            1,
+            "--out",
+            "out",
+        ],
+        ["predict", "out", "one.txt"],
+        ["generate", model, "--prompt", "سلام", "--tokens", 2],
+    ]
+    code = f"""
+import sys
+from nonet.cli import main
+for command in {[[str(word) for word in words] for words in commands]!r}:
+    sys.argv = ["nonet", *(word.encode().decode("ascii", "surrogateescape") for word in command)]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, end.code
+"""
+    bare = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONCOERCECLOCALE": "0"}
+    (tmp_path / "run.py").write_text(code, encoding="utf-8")
+    run = subprocess.run(
+        [sys.executable, "run.py"], capture_output=True, cwd=tmp_path, env={**os.environ, **bare}, check=False
+    )
+    assert run.returncode == 0, run.stderr.decode()
+    assert "عربي" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert run.stdout.isascii()
+    label, *written = run.stdout.decode("ascii").splitlines()
+    assert label in ("latin", r"\u0639\u0631\u0628\u064a")
+    assert "".join(written).startswith(r"\u0633\u0644\u0627\u0645")

@@ -51,7 +51,7 @@ def render(tokenizer: Any, messages: Sequence[Message], *, ask: bool) -> str:
     if not tokenizer.chat_template:
         name = tokenizer.name_or_path or type(tokenizer).__name__
         raise ValueError(
-            f"the tokenizer of {name} has no chat template; leave --chat out, or take an instruct model"
+            f"the tokenizer of {name} has no chat template; give an instruct model, or ask without --chat"
         )
     from jinja2 import TemplateError  # which Transformers needs for templates, and for nothing else
 
