@@ -9,16 +9,11 @@ from nonet.position.scaling import Linear
 @pytest.mark.parametrize(("layers", "pattern"), [(2, "MMF"), (4, "MMF"), (1, "MF"), (6, "MMFM")])
 def test_a_pattern_is_repeated_whole(layers, pattern):
     whole = {2: 3, 4: 6, 1: 2, 6: 8}[layers]
-    with pytest.raises(
-        ValueError,
-        match=f"pattern='{pattern}' has {len(pattern)} letters, which do not divide num_hidden_layers={layers}; "
-        f"give num_hidden_layers={whole}, or a pattern",
-    ):
+    said = f"which do not divide num_hidden_layers={layers}; give num_hidden_layers={whole}, or a pattern"
+    with pytest.raises(ValueError, match=f"pattern='{pattern}' has {len(pattern)} letters, {said}"):
         NonetConfig(num_hidden_layers=layers, pattern=pattern)
-    letters = "".join(
-        mixer.letter for mixer in NonetConfig(num_hidden_layers=whole, pattern=pattern).mixers()
-    )
-    assert letters == pattern * (whole // len(pattern))
+    mixers = NonetConfig(num_hidden_layers=whole, pattern=pattern).mixers()
+    assert "".join(mixer.letter for mixer in mixers) == pattern * (whole // len(pattern))
 
 
 @pytest.mark.parametrize(
@@ -52,9 +47,7 @@ def test_a_position_that_no_mixer_reads_is_known(pattern, position, idle):
 
 def test_options_that_cannot_be_saved_are_refused_when_given(tmp_path):
     for scaling in (Linear(2.0), {"kind": "linear", "factor": float("nan")}):
-        with pytest.raises(
-            ValueError, match=r"options of rope cannot be saved as JSON \(.*dataclasses\.asdict"
-        ):
+        with pytest.raises(ValueError, match=r"options of rope cannot be saved as JSON .*\.asdict"):
             NonetConfig(options={"rope": {"scaling": scaling}})
     options = {"rope": {"scaling": {"kind": "linear", "factor": 2.0}}}
     NonetForCausalLM(NonetConfig(hidden_size=32, num_hidden_layers=1, options=options)).save_pretrained(
