@@ -42,7 +42,7 @@ def execute(asked: Asked, out: Path | None, *, resume: bool, dry_run: bool, as_j
         people.print(plan_table(plan, steps))
     if dry_run:
         if as_json:
-            sys.stdout.write(json.dumps(plan.to_json(), indent=1, allow_nan=False) + "\n")
+            sys.stdout.write(json.dumps(plan.to_json(), indent=1) + "\n")
         return DONE
     out = out or Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
     if not resume:
@@ -52,11 +52,7 @@ def execute(asked: Asked, out: Path | None, *, resume: bool, dry_run: bool, as_j
     rows = read_rows(out / ROWS)
     if as_json:
         sys.stdout.write(
-            json.dumps(
-                {"report": str(report), "exit": code, "plan": plan.to_json(), "rows": rows},
-                indent=1,
-                allow_nan=False,
-            )
+            json.dumps({"report": str(report), "exit": code, "plan": plan.to_json(), "rows": rows}, indent=1)
             + "\n"
         )
     for table in text_tables(plan.to_json(), rows):

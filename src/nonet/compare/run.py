@@ -24,7 +24,7 @@ def begin(plan: Plan, directory: Path) -> None:
     if (directory / PLAN).exists():
         raise ValueError(f"{directory} holds a comparison; continue it with --resume, or name another --out")
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / PLAN, json.dumps(plan.to_json(), indent=1, allow_nan=False) + "\n")
+    write_atomically(directory / PLAN, json.dumps(plan.to_json(), indent=1) + "\n")
 
 
 def opened(directory: Path) -> Plan:
