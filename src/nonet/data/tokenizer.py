@@ -52,7 +52,8 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def lead_ids(tokenizer: Any) -> list[int]:
     """Returns the ids that a tokenizer puts before every text, such as that of a first token; often none."""
     coded = tokenizer("a", return_special_tokens_mask=True, verbose=False)
-    return coded["input_ids"][: coded["special_tokens_mask"].index(0)]
+    special = coded["special_tokens_mask"]
+    return coded["input_ids"][: special.index(0) if 0 in special else 0]
 
 
 def end_id(tokenizer: Any) -> int:
@@ -155,7 +156,11 @@ def load_tokenizer(name: str) -> Any:
     place = directory(name)
     read = functools.partial(AutoTokenizer.from_pretrained, trust_remote_code=False)
     try:
-        return from_hub(name, read) if place is None else read(place, local_files_only=True)
+        if place is None:
+            return from_hub(name, read)
+        if not place.is_dir():
+            raise FileNotFoundError(f"{place} is no directory")
+        return read(place, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"no tokenizer could be loaded from {name!r}; give 'bytes', a folder with a tokenizer, "

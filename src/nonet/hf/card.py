@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,7 +55,7 @@ def code_of_adapter(base: str) -> str:
     return f"""\
 from nonet.hf import load_adapter, load_pretrained
 
-model, tokenizer = load_pretrained({base!r})
+model, tokenizer = load_pretrained({_quoted(base)})
 load_adapter(model, "{HERE}")
 """
 
@@ -65,9 +66,13 @@ def code_of_tandem(primary: str) -> str:
 from nonet.hf import load_pretrained
 from nonet.tandem import Tandem
 
-primary, tokenizer = load_pretrained({primary!r})
+primary, tokenizer = load_pretrained({_quoted(primary)})
 tandem = Tandem.from_pretrained("{HERE}", primary)
 """
+
+
+def _quoted(name: str) -> str:
+    return json.dumps(name, allow_nan=False)  # a literal of Python, too
 
 
 def _cell(value: Any) -> str:
