@@ -93,7 +93,7 @@ class Asked:
             )
         if left < self.tokens:
             _log.warning(
-                "%d tokens are written instead of %d: the positions of %s end after %d",
+                "writing stops after %d tokens instead of %d: the positions of %s end after %d",
                 *(left, self.tokens, model.config.name_or_path, most),
             )
         return min(left, self.tokens)

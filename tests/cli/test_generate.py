@@ -89,7 +89,7 @@ def test_writing_stops_where_the_positions_end(invoke, chat_model, refused, capl
     words = ["generate", chat_model, "--prompt", "a" * 49, "--temperature", "0", "--json"]
     done = invoke(*words, "--tokens", 200)  # 50 tokens with the first, of 64
     assert done.exit_code == 0, done.exception
-    assert "15 tokens are written instead of 200: the positions of" in caplog.text
+    assert "writing stops after 15 tokens instead of 200: the positions of" in caplog.text
     assert json.loads(done.stdout)["tokens"] <= 15
     caplog.clear()
     assert invoke(*words, "--tokens", 15).exit_code == 0
