@@ -8,14 +8,24 @@ letters: ``Float[Tensor, "B H T D"]``.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Collection
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_choice", "check_floating", "check_packing", "check_positive", "check_shape", "divides"]
+__all__ = [
+    "check_choice",
+    "check_floating",
+    "check_packing",
+    "check_positive",
+    "check_shape",
+    "divides",
+    "freeze_lists",
+]
 
 
 def check_shape(name: str, tensor: Tensor, letters: str, sizes: dict[str, int]) -> None:
@@ -105,6 +115,20 @@ def divides(name: str, value: int, of_name: str, of: int) -> int:
     if value < 1 or of % value:
         raise ValueError(f"{name}={value} must divide {of_name}={of}")
     return of // value
+
+
+def freeze_lists(options: Any) -> None:
+    """Turns every list in the fields of a frozen dataclass, and inside of them, into a tuple.
+
+    So a user may type either, JSON, which has lists only, gives back what was written, and the options can be
+    hashed. To be called first in ``__post_init__``.
+    """
+    for field in dataclasses.fields(options):
+        object.__setattr__(options, field.name, _frozen(getattr(options, field.name)))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if type(value) in (list, tuple) else value
 
 
 def lengths_to_mask(lengths: Tensor, size: int) -> Tensor:

@@ -399,6 +399,32 @@ def test_a_weight_of_the_model_that_is_unchanged_is_passed_over():
     assert torch.equal(logits(from_peft(model, config, tensors)), logits(trained("llama", {})))
 
 
+class _Nested(torch.nn.Module):
+    """Its one layer has the name that another one's path ends with."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc = torch.nn.Linear(8, 8)
+        self.block = torch.nn.ModuleDict({"fc": torch.nn.Linear(8, 8)})
+
+    def forward(self, x):
+        return self.block["fc"](self.fc(x).tanh())
+
+
+@pytest.mark.parametrize("targets", ["fc", r"block\.fc"])
+def test_a_path_that_others_end_with_is_written_as_a_pattern(targets, tmp_path):
+    model, x = add_lora(_Nested(), LoraConfig(rank=2, targets=targets)), torch.ones(2, 8)
+    write(train(model), tmp_path)
+    assert to_peft(model)[0]["target_modules"] == targets
+    again = from_peft(_Nested(), *read(tmp_path))
+    assert torch.equal(again(x), model(x))
+    assert again.nonet_lora.targets == model.nonet_lora.targets
+    theirs = peft.PeftModel.from_pretrained(_Nested(), tmp_path)
+    gold = copy.deepcopy(model).double()(x.double())
+    assert_as(theirs(x).detach(), model(x).detach(), gold.detach(), "PEFT's")
+
+
 def test_an_adapter_for_another_model_is_refused():
     config, tensors = to_peft(trained("llama", {}))
     with pytest.raises(ValueError, match="fits no module"):

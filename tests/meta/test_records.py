@@ -1,10 +1,13 @@
 """What the registry and the tables of public names say can be had."""
 
+import collections
 import dataclasses
 import importlib
 import inspect
 import itertools
+import json
 import pkgutil
+import types
 import typing
 
 import pytest
@@ -99,3 +102,63 @@ def test_every_enumerated_choice_constructs(target):
 
 def test_choices_are_found_inside_of_unions():
     assert _choices(typing.Literal["a"] | int | typing.Literal["b"]) == ["a", "b"]
+
+
+# Records that nonet makes for its users; all other public dataclasses are made by them.
+MADE_HERE = {"Method", "Report", "PackedTernary", "Case"}
+# Every field of the others that holds a tuple, with what may be typed for it.
+LISTS = {
+    ("LoraConfig", "targets"): (["q_proj", ["v_proj", 4, 8.0]], {}),
+    ("LoraConfig", "variants"): (["dora", "rslora"], {}),
+    ("LoraConfig", "full"): (["lm_head"], {}),
+    ("PromptTuning", "text"): (["good", "bad"], {"start": "labels"}),
+    ("TandemConfig", "layers"): ([0, 2], {}),
+    ("AxialConfig", "shape"): ([8, 8], {}),
+    ("AxialConfig", "widths"): ([16, 16], {}),
+    ("LongRoPE", "short_factor"): ([1.0, 2.0], {"factor": 2.0, "original_length": 8, "long_factor": [1.0]}),
+    ("LongRoPE", "long_factor"): ([1.0, 2.0], {"factor": 2.0, "original_length": 8, "short_factor": [1.0]}),
+    ("Examples", "columns"): (["text"], {"name": "x", "train": [], "validation": [], "test": []}),
+    ("Examples", "train"): ([], {"name": "x", "columns": ["text"], "validation": [], "test": []}),
+    ("Examples", "validation"): ([], {"name": "x", "columns": ["text"], "train": [], "test": []}),
+    ("Examples", "test"): ([], {"name": "x", "columns": ["text"], "train": [], "validation": []}),
+}
+OBJECTS = {("Ensemble", "pets"), ("Ensemble", "weights")}  # of models; held by the tests of ensembles
+
+
+def _holds_tuples(hint):
+    """Whether a value of a type can be a tuple, inside of unions too; what a mapping holds does not count."""
+    if typing.get_origin(hint) in (tuple, collections.abc.Sequence):
+        return True
+    united = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return united and any(map(_holds_tuples, typing.get_args(hint)))
+
+
+def _tuple_fields():
+    found = {}
+    for package, name in PUBLIC:
+        kind = getattr(importlib.import_module(package), name)
+        if not (inspect.isclass(kind) and dataclasses.is_dataclass(kind)) or name in MADE_HERE:
+            continue
+        if kind.__dataclass_params__.frozen:
+            hints = typing.get_type_hints(kind)
+            found |= {(name, f.name): kind for f in dataclasses.fields(kind) if _holds_tuples(hints[f.name])}
+    return found
+
+
+def test_every_field_that_holds_a_tuple_is_listed():
+    assert set(_tuple_fields()) == {*LISTS, *OBJECTS}
+
+
+def _tuples(value):
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("field", LISTS, ids=".".join)
+def test_a_list_serves_where_a_tuple_does_and_json_gives_back_what_was_written(field):
+    kind, (value, others) = _tuple_fields()[field], LISTS[field]
+    made = kind(**others, **{field[1]: value})
+    assert getattr(made, field[1]) == _tuples(value)
+    assert made == kind(**others, **{field[1]: _tuples(value)})
+    assert hash(made) == hash(kind(**others, **{field[1]: _tuples(value)}))
+    written = {f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.init}
+    assert kind(**json.loads(json.dumps(written))) == made

@@ -1,5 +1,6 @@
 """Adapters of whole models: adding, selecting and training them."""
 
+import math
 import re
 from collections import UserString
 
@@ -132,7 +133,10 @@ def test_embeddings_are_reached_by_name():
         ({"targets": "q_proj"}, "targets='q_proj' fits no module of LlamaForCausalLM"),
         ({"targets": ("self_attn",)}, "LlamaAttention can carry no adapter"),
         ({"full": ("score",)}, "full names 'score', which fits no module of LlamaForCausalLM"),
-        ({"targets": ("lm_head",), "full": ("lm_head",)}, "targets names 'lm_head', which fits no module"),
+        (
+            {"targets": ("lm_head",), "full": ("lm_head",)},
+            "targets names 'lm_head', which is trained in full and gets no factors",
+        ),
     ],
 )
 def test_targets_that_are_not_there_are_named(options, message):
@@ -149,6 +153,8 @@ def test_targets_that_are_not_there_are_named(options, message):
 
 
 def test_names_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="name='prompt' is what a model's trained prompt is called"):
+        add_lora(llama(), name="prompt")
     model = add_lora(llama(), LoraConfig(targets=("q_proj",)))
     for name in ("", "a.b", "train", "selected"):
         with pytest.raises(ValueError, match="cannot be an adapter's name"):
@@ -398,13 +404,23 @@ def test_ternary_layers_of_our_own_model_carry_adapters():
             ValueError,
             "variants='qlora' is not known; choose from rslora, dora, pissa",
         ),
-        ({"variants": "dora"}, TypeError, "variants must be a tuple of names; got 'dora'"),
-        ({"full": ["lm_head"]}, TypeError, "full must be a tuple of names; got ['lm_head']"),
+        ({"variants": "dora"}, TypeError, "variants must be a tuple or list of names; got 'dora'"),
+        ({"full": "lm_head"}, TypeError, "full must be a tuple or list of names; got 'lm_head'"),
+        ({"full": [3]}, TypeError, "full must be a tuple or list of names; got (3,)"),
         ({"seed": "0"}, TypeError, "seed must be a whole number; got '0'"),
         ({"targets": "("}, ValueError, "targets='(' is no regular expression"),
-        ({"targets": ""}, TypeError, "targets must be a string, a tuple or a mapping; got str"),
+        ({"targets": ""}, TypeError, "targets must be a string, a tuple or list of names, or a mapping; got"),
         ({"targets": ()}, ValueError, "targets must name a module; got nothing"),
-        ({"targets": ["q_proj"]}, TypeError, "targets must be a string, a tuple or a mapping; got list"),
+        ({"targets": []}, ValueError, "targets must name a module; got nothing"),
+        (
+            {"targets": 3},
+            TypeError,
+            "targets must be a string, a tuple or list of names, or a mapping; got int",
+        ),
+        ({"rank": True}, TypeError, "rank must be a whole number; got True"),
+        ({"alpha": math.inf}, ValueError, "alpha must be finite; got inf"),
+        ({"dropout": "0.1"}, ValueError, "dropout must be at least 0 and below 1; got '0.1'"),
+        ({"targets": {"q_proj": (2.5, 1.0)}}, TypeError, "rank of q_proj must be a whole number; got 2.5"),
         ({"targets": {"q_proj": 0}}, ValueError, "rank of q_proj must be above zero; got 0"),
         ({"targets": (("q_proj", 2),)}, ValueError, "targets must hold names, or (name, rank, alpha)"),
     ],

@@ -15,7 +15,7 @@ from nonet.data.split import SPLITS
 from nonet.data.tables import SUFFIXES, is_table, read_rows
 from nonet.data.text import check_text
 from nonet.hub import expanded
-from nonet.shapes import check_positive
+from nonet.shapes import check_positive, freeze_lists
 
 COLUMNS = (("messages",), ("prompt", "completion"), ("text", "label"), ("text",))
 _log = logging.getLogger(__name__)
@@ -52,6 +52,9 @@ class Examples:
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
+
+    def __post_init__(self) -> None:
+        freeze_lists(self)
 
     @property
     def labels(self) -> tuple[str, ...]:

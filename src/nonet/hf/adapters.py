@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import nonet.lora.saved
+import nonet.prompt.saved
+from nonet.files import read_json, read_tensors
 from nonet.hf.card import card, code_of_adapter
-from nonet.registry import load
+from nonet.lora.adapt import RESERVED, select_lora
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -20,9 +24,9 @@ _KINDS = ("LORA", "PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 
 
 def save_adapter(
-    model: nn.Module, directory: str | Path, name: str = "default", about: dict[str, Any] | None = None
+    model: nn.Module, directory: str | Path, name: str | None = None, about: dict[str, Any] | None = None
 ) -> Path:
-    """Writes the adapter of a model as a directory that PEFT loads; returns the directory.
+    """Writes one adapter of a model as a directory that PEFT loads; returns the directory.
 
     The directory holds ``adapter_config.json``, ``adapter_model.safetensors`` and a model card. Each file is
     written under another name and then put in place, the configuration last, so that a directory with one
@@ -31,18 +35,14 @@ def save_adapter(
     Args:
         model: with an adapter of :func:`nonet.lora.add_lora` or :func:`nonet.prompt.add_prompt`.
         directory: made where it is not there; files of these three names in it are replaced.
-        name: which adapter of LoRA's, of which a model can have several.
+        name: which adapter: its name for one of LoRA's, ``"prompt"`` for a trained prompt. None for the only
+            one there is.
         about: figures for the card, such as the seed, the text and what was measured.
 
     Raises:
-        ValueError: the model has no adapter of that name.
+        ValueError: the model has no adapter of that name, or several and none is named.
     """
-    if hasattr(model, "nonet_lora"):
-        config, tensors = load("nonet.lora.saved:to_peft")(model, name)
-    elif hasattr(model, "soft_prompt"):
-        config, tensors = load("nonet.prompt.saved:to_peft")(model)
-    else:
-        raise ValueError("model has no adapter; add one with nonet.lora.add_lora or nonet.prompt.add_prompt")
+    config, tensors = _contents(model, name)
     place = Path(directory)
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place, prefix=".writing-") as scratch:
@@ -62,13 +62,15 @@ def load_adapter(model: Model, directory: str | Path, name: str = "default") -> 
     """Puts the adapter of a directory in PEFT's format on a model; returns the model.
 
     Args:
-        model: the base that the adapter was made for.
+        model: the base that the adapter was made for. It can have other adapters already: any number of
+            LoRA's, and one prompt beside them.
         directory: as PEFT's ``save_pretrained`` or :func:`save_adapter` writes it.
         name: what an adapter of LoRA is called on the model.
 
     Raises:
-        ValueError: the directory holds no such adapter, its weights are a pickle, its kind or one of its
-            settings is not supported, or its tensors do not fit the model; the message says which.
+        ValueError: the directory holds no such adapter, a file of it cannot be read, its weights are a
+            pickle, its kind or one of its settings is not supported, or its tensors do not fit the model; the
+            message names the file and says which. The model is then as it was.
     """
     place = Path(directory)
     if not (place / CONFIG).is_file():
@@ -76,18 +78,41 @@ def load_adapter(model: Model, directory: str | Path, name: str = "default") -> 
     if not (place / WEIGHTS).is_file():
         pickle = " (a pickle is never opened)" if (place / "adapter_model.bin").exists() else ""
         raise ValueError(f"directory={str(directory)!r} holds no {WEIGHTS}{pickle}")
-    config = json.loads((place / CONFIG).read_text(encoding="utf-8"))
+    config = read_json(place / CONFIG)
     kind = config.get("peft_type")
     if kind not in _KINDS:
         allowed = ", ".join(_KINDS)
         raise ValueError(f"peft_type={kind!r} in {place / CONFIG} is not supported; choose from {allowed}")
-    tensors = load_file(place / WEIGHTS)
-    adapted: Model
-    if kind == "LORA":
-        adapted = load("nonet.lora.saved:from_peft")(model, config, tensors, name)
-    else:
-        adapted = load("nonet.prompt.saved:from_peft")(model, config, tensors)
-    return adapted
+    tensors = read_tensors(place / WEIGHTS)
+    try:
+        if kind == "LORA":
+            return nonet.lora.saved.from_peft(model, config, tensors, name)
+        return nonet.prompt.saved.from_peft(model, config, tensors)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
+def _contents(model: nn.Module, name: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns what the two files of an adapter hold."""
+    state = getattr(model, "nonet_lora", None)
+    there = [*(state.configs if state else ()), *([RESERVED] if hasattr(model, "soft_prompt") else ())]
+    if not there:
+        raise ValueError("model has no adapter; add one with nonet.lora.add_lora or nonet.prompt.add_prompt")
+    names = ", ".join(map(repr, there))
+    if name is None and len(there) > 1:
+        raise ValueError(
+            f"model has {len(there)} adapters, {names}, and a directory holds one; give the name of each and "
+            "a directory of its own"
+        )
+    name = there[0] if name is None else name
+    if name not in there:
+        raise ValueError(f"name={name!r} is no adapter of the model; it has {names}")
+    if name != RESERVED:
+        return nonet.lora.saved.to_peft(model, name)
+    # What an adapter of LoRA trains is its own, and not trained beside the prompt.
+    bare = state is not None and state.merged is None
+    with select_lora(model, None) if bare else contextlib.nullcontext():
+        return nonet.prompt.saved.to_peft(model)
 
 
 def _card(config: dict[str, Any], tensors: dict[str, Tensor], about: dict[str, Any]) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Generic, TypeVar
 
 from torch import nn
 
 from nonet.lora.config import LoraConfig
 from nonet.lora.factors import make_factors
-from nonet.lora.layer import Adapters, base_modules, carriers, put_on, take_off
+from nonet.lora.layer import Adapters, carriers, put_on, take_off
 from nonet.lora.merge import unmerge_lora
+from nonet.lora.resize import follow_resizing, forget_resizing
 from nonet.lora.state import LoraState, Which, adapter_modules, is_tied, state_of, use
-from nonet.lora.targets import find_full, find_targets
+from nonet.lora.targets import Sizes, find_copies, find_full, find_targets
 
+RESERVED = "prompt"  # by which a trained prompt is saved
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -43,9 +45,16 @@ def add_lora(model: Model, config: LoraConfig | None = None, name: str = "defaul
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")
     config = LoraConfig() if config is None else config
+    check_name(model, name)
+    full = find_full(model, config)
+    return attach(model, config, name, find_targets(model, config, full), full)
+
+
+def attach(
+    model: Model, config: LoraConfig, name: str, targets: Mapping[str, Sizes], full: tuple[str, ...]
+) -> Model:
+    """Gives a model an adapter on modules that are known, as :func:`add_lora` does."""
     state = vars(model).get("nonet_lora")
-    _check_name(name, state)
-    targets = find_targets(model, config)
     if state is None:
         tied = bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False)) and is_tied(model)
         state = LoraState({path: p.requires_grad for path, p in model.named_parameters()}, tied)
@@ -53,13 +62,15 @@ def add_lora(model: Model, config: LoraConfig | None = None, name: str = "defaul
         model.requires_grad_(False)
     else:
         use(model, None)  # now the parameters that are found are the model's own
-    state.trained[name] = _copied(model, config, list(targets))
-    state.configs[name] = config
+    copies = find_copies(model, config, targets, full)
+    state.trained[name] = {path: nn.Parameter(p.detach().clone()) for path, p in copies.items()}
+    state.configs[name], state.targets[name], state.full[name] = config, tuple(targets), full
     for path, sizes in targets.items():
         module = put_on(model.get_submodule(path))
         looks_up, shape, weight = module.lora_embedding, module.lora_shape(), module.lora_matrix()
         factors = make_factors(path, shape, weight, sizes, config, looks_up)
         module.lora[name] = factors.train(module.training)
+    follow_resizing(model)
     use(model, name)
     return model
 
@@ -103,6 +114,7 @@ def select_lora(model: Model, which: str | Sequence[str | None] | None) -> Selec
         if name is None:
             continue
         state.check_known(name)
+        adapter_modules(model, name)
         if isinstance(chosen, tuple) and "dora" in state.configs[name].variants:
             raise ValueError(f"adapter {name!r} is DoRA, which cannot be chosen row by row; select it alone")
         if isinstance(chosen, tuple) and state.trained[name]:
@@ -141,40 +153,31 @@ def remove_lora(model: Model, name: str | None = None) -> Model:
     if not {*(kept if isinstance(kept, tuple) else (kept,))}.isdisjoint(gone):
         use(model, None)
     for one in gone:
-        for module in adapter_modules(model, one).values():
-            del module.lora[one]
-            if not module.lora:
-                take_off(module)
-        del state.configs[one], state.trained[one]
+        for _, module in list(carriers(model)):
+            if one in module.lora:
+                del module.lora[one]
+                if not module.lora:
+                    take_off(module)
+        for record in (state.configs, state.targets, state.full, state.trained):
+            del record[one]
     if state.configs:
         use(model, state.selected)
         return model
     for path, parameter in model.named_parameters():
         parameter.requires_grad_(state.required_grad.get(path, parameter.requires_grad))
+    forget_resizing(model)
     del model.nonet_lora
     return model
 
 
-def _check_name(name: str, state: LoraState | None) -> None:
+def check_name(model: nn.Module, name: str) -> None:
+    """Raises ValueError when a model can get no adapter of that name."""
+    state = vars(model).get("nonet_lora")
     if not isinstance(name, str) or not name or "." in name or hasattr(Adapters(), name):
         raise ValueError(f"name={name!r} cannot be an adapter's name: it is empty, has a dot, or torch's own")
+    if name == RESERVED:
+        raise ValueError(f"name={name!r} is what a model's trained prompt is called; give another one")
     if state is not None and name in state.configs:
         raise ValueError(f"adapter {name!r} is there already; the model has {', '.join(state.configs)}")
     if state is not None and state.merged is not None:
         raise ValueError(f"adapter {state.merged!r} is merged; call unmerge_lora first")
-
-
-def _copied(model: nn.Module, config: LoraConfig, targets: list[str]) -> dict[str, nn.Parameter]:
-    """Returns the adapter's own copies of biases and of modules trained in full, by path."""
-    full = find_full(model, config)
-    inside = tuple(f"{path}." for path in full)
-    found = {}
-    for owner, module in base_modules(model):
-        for own, parameter in module.named_parameters(recurse=False):
-            path = f"{owner}.{own}" if owner else own
-            biased = own == "bias" and (
-                config.bias == "all" or (config.bias == "lora_only" and owner in targets)
-            )
-            if biased or path.startswith(inside) or owner in full:
-                found[path] = nn.Parameter(parameter.detach().clone())
-    return found

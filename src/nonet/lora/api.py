@@ -80,7 +80,7 @@ def grouped_lora(
     a: Float[Tensor, "K R in"],
     b: Float[Tensor, "K out R"],
     scales: Float[Tensor, " K"],
-    rows: Int[Tensor, " B"],
+    rows: Int[Tensor, " B"] | None = None,
     base: Float[Tensor, "B T out"] | None = None,
     *,
     impl: str = "auto",
@@ -94,7 +94,8 @@ def grouped_lora(
         a: first factors ``(K, R, in)``; an adapter of a smaller rank is filled up with zeros.
         b: second factors ``(K, out, R)``.
         scales: ``(K,)``, of any floating dtype.
-        rows: the adapter of each row ``(B,)``, from 0 up to K - 1; -1 for none.
+        rows: the adapter of each row ``(B,)``, from 0 up to K - 1; -1 for none. None when the factors are
+            those of the rows, in their order; K is then B.
         base: what the terms are added to ``(B, T, out)``; None for zero.
         impl: ``"torch"``, ``"reference"`` or ``"auto"``.
 
@@ -105,20 +106,22 @@ def grouped_lora(
         ValueError: a shape or dtype is wrong, or ``impl`` cannot serve the call.
         IndexError: ``rows`` names an adapter that is not there.
 
-    Complexity: ``2 B T R (in + out)`` operations, and a copy of each row's factors. Source: Hu et al. 2021
-    (2106.09685), equation 3, for every row.
+    Complexity: ``2 B T R (in + out)`` operations and, given ``rows``, a copy of each row's factors.
+    Source: Hu et al. 2021 (2106.09685), equation 3, for every row.
     """
     if not (
         x.dim() == a.dim() == b.dim() == 3
         and a.shape[2] == x.shape[2]
         and b.shape[::2] == a.shape[:2]
         and scales.shape == a.shape[:1]
-        and rows.shape == x.shape[:1]
+        and (len(a) == len(x) if rows is None else rows.shape == x.shape[:1])
         and (base is None or base.shape == (*x.shape[:2], b.shape[1]))
     ):
         _explain_group(x, a, b, scales, rows, base)
     if not (x.is_floating_point() and x.dtype == a.dtype == b.dtype):
         check_floating(x=x, a=a, b=b)
+    if rows is None and impl == "reference":  # which knows an adapter by its index alone
+        rows = torch.arange(len(x), device=x.device)
     run = implementation(_GROUPED, impl, x)
     return run(x, a, b, scales, rows, base)
 
@@ -141,14 +144,16 @@ def _explain(
 
 
 def _explain_group(
-    x: Tensor, a: Tensor, b: Tensor, scales: Tensor, rows: Tensor, base: Tensor | None
+    x: Tensor, a: Tensor, b: Tensor, scales: Tensor, rows: Tensor | None, base: Tensor | None
 ) -> None:
     """Raises ValueError for the argument of :func:`grouped_lora` that does not fit."""
     sizes: dict[str, int] = {}
+    K = "B" if rows is None else "K"
     check_shape("x", x, "B T in", sizes)
-    check_shape("a", a, "K R in", sizes)
-    check_shape("b", b, "K out R", sizes)
-    check_shape("scales", scales, "K", sizes)
-    check_shape("rows", rows, "B", sizes)
+    check_shape("a", a, f"{K} R in", sizes)
+    check_shape("b", b, f"{K} out R", sizes)
+    check_shape("scales", scales, K, sizes)
+    if rows is not None:
+        check_shape("rows", rows, "B", sizes)
     if base is not None:
         check_shape("base", base, "B T out", sizes)

@@ -24,6 +24,11 @@ class Factors(nn.Module):
     With PiSSA, ``B A`` stands for ``B A - B_0 A_0``, the first values being kept beside: the frozen weight
     keeps its bits, and the term starts as zero.
 
+    A row of ``W + s B A`` that is zero has no direction, and DoRA's formula says 0 / 0. Its gain is then 1,
+    the formula's value at the start for rows as small as you like, since m starts as their norm. So a row of
+    zeros in W starts as zero, as in the plain layer, and its B learns. PEFT gives NaN there, and the same as
+    nonet as soon as the norm is above zero.
+
     Args:
         a: A ``(R, in)``.
         b: B ``(out, R)``.
@@ -96,7 +101,7 @@ class Factors(nn.Module):
         """Returns DoRA's ``m / norm`` of every row ``(out,)``; no gradient flows into the norm."""
         assert self.magnitude is not None
         a, b = (factor.detach() for factor in self.pair())
-        return self.magnitude / row_norms(weight.detach(), a, b, self.scale).to(self.magnitude.dtype)
+        return _gain(self.magnitude, row_norms(weight.detach(), a, b, self.scale).to(_wide(self.magnitude)))
 
     @torch.no_grad()
     def merged(self, weight: Tensor) -> Tensor:
@@ -106,8 +111,32 @@ class Factors(nn.Module):
         changed = torch.addmm(weight.to(wide), b, a, alpha=self.scale)
         if self.magnitude is not None:
             norms = torch.linalg.vector_norm(changed, dim=1)
-            changed *= (self.magnitude.to(wide) / norms)[:, None]
+            changed *= _gain(self.magnitude.to(wide), norms)[:, None]
         return changed.to(weight.dtype)
+
+    @torch.no_grad()
+    def resize(self, weight: Tensor, looks_up: bool, gain: Tensor | None = None) -> None:
+        """Takes the size of a weight ``(out, in)`` that has got or lost tokens at its end.
+
+        Args:
+            weight: the new weight.
+            looks_up: tokens are columns, those of an embedding, and not rows.
+            gain: DoRA's gain before. An embedding's norms run over all tokens; its magnitudes follow them, so
+                that old tokens keep their vectors.
+        """
+        tokens = weight.shape[1 if looks_up else 0]
+        old = self.a.shape[1] if looks_up else len(self.b)
+        if tokens == old:
+            return
+        for name in ("a", "start_a") if looks_up else ("b", "start_b"):
+            if (factor := getattr(self, name)) is not None:
+                pad = (0, tokens - old) if looks_up else (0, 0, 0, tokens - old)
+                factor.data, factor.grad = F.pad(factor, pad), None  # a negative size cuts off
+        if self.magnitude is None:
+            return
+        norms = row_norms(weight, *self.pair(), self.scale).to(self.magnitude.dtype)
+        kept = gain * norms if looks_up and gain is not None else self.magnitude[:tokens]
+        self.magnitude.data, self.magnitude.grad = torch.cat([kept, norms[len(kept) :]]), None
 
     def extra_repr(self) -> str:
         """Returns the sizes, for printing."""
@@ -126,7 +155,8 @@ def make_factors(
     """Returns factors with their first values, drawn from a generator of the seed and of the module's path.
 
     ``A`` is uniform in ``1 / sqrt(in)`` and ``B`` is zero. Of an embedding ``A`` is zero and ``B`` normal, so
-    that tokens which training never meets keep their vectors.
+    that tokens which training never meets keep their vectors. PiSSA's are singular directions; those without
+    a singular value, as in a matrix of zeros, start as plain LoRA's, or both factors would be zero for ever.
 
     Args:
         path: the module's path in the model.
@@ -139,17 +169,20 @@ def make_factors(
     (out, wide), (rank, alpha) = shape, sizes
     scale = config.scale(rank, alpha)
     generator = torch.Generator().manual_seed(_seed(config.seed, path))
-    start = None
+    start, leading = None, None
     if "pissa" in config.variants:
-        u, s, vh = _leading(weight.detach().float(), rank, generator)
-        root = (s / scale).sqrt()
-        a, b = root[:, None] * vh, u * root
-        start = a.clone(), -b
-    elif embedding:
+        leading = _leading(weight.detach().float(), rank, generator)
+    if embedding:
         a, b = torch.zeros(rank, wide), torch.empty(out, rank).normal_(generator=generator)
     else:
         bound = wide**-0.5
         a, b = torch.empty(rank, wide).uniform_(-bound, bound, generator=generator), torch.zeros(out, rank)
+    if leading is not None:
+        u, s, vh = leading
+        root = (s / scale).sqrt()
+        found = s > s[0] * max(out, wide) * torch.finfo(s.dtype).eps  # within the matrix's numerical rank
+        a, b = torch.where(found[:, None], root[:, None] * vh, a.to(s)), torch.where(found, u * root, b.to(s))
+        start = a.clone(), -b
     magnitude = None
     if "dora" in config.variants:
         magnitude = torch.linalg.vector_norm(weight.detach(), dim=1, dtype=_wide(weight))
@@ -180,6 +213,12 @@ def row_norms(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     cross = ((weight.to(wide) @ a.mT).double() * b).sum(1)
     own = ((b @ (a.double() @ a.double().mT)) * b).sum(1)
     return (square + 2 * scale * cross + scale**2 * own).clamp_(min=0).sqrt_()
+
+
+def _gain(magnitude: Tensor, norms: Tensor) -> Tensor:
+    """Returns ``m / norm``, and 1 where the norm is zero; a division by it would give m a gradient of NaN."""
+    zero = norms == 0
+    return torch.where(zero, 1.0, magnitude / norms.masked_fill(zero, 1.0))
 
 
 def _wide(weight: Tensor) -> torch.dtype:

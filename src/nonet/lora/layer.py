@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -10,8 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from nonet.derived import Derived
 from nonet.lora.api import grouped_lora
 from nonet.lora.factors import Factors
+
+PROMPT = "soft_prompt"  # where a trained prompt lies in its model; it is no part of what adapters are for
 
 
 class Adapters(nn.ModuleDict):
@@ -19,20 +23,24 @@ class Adapters(nn.ModuleDict):
 
     selected: str | None = None  # the adapter of all rows
     named: tuple[str, ...] = ()  # the adapters that rows name, in the order of their indices
-    rows: Tensor | None = None  # (B,) index of each row's adapter, -1 for none
+    places: tuple[int, ...] = ()  # the index of each row's adapter, -1 for none
+    rows: Tensor | None = None  # the same (B,), or None where rows name no adapter of this module
     merged: bool = False
-    _kept: tuple[Any, tuple[Tensor, Tensor, Tensor]] | None = None
 
     def select(self, which: str | tuple[str | None, ...] | None, device: torch.device) -> None:
         """Uses one adapter, none, or one of each row's own; names without factors here stand for none."""
-        self.selected, self.named, self.rows, self._kept = None, (), None, None
+        self.selected, self.named, self.places, self.rows = None, (), (), None
         if not isinstance(which, tuple):
             self.selected = which if which is not None and which in self else None
             return
         self.named = tuple(dict.fromkeys(name for name in which if name is not None and name in self))
         if self.named:
-            places = [self.named.index(name) if name in self.named else -1 for name in which]
-            self.rows = torch.tensor(places, device=device)
+            self.places = tuple(self.named.index(name) if name in self.named else -1 for name in which)
+            self.rows = torch.tensor(self.places, device=device)
+
+    def adapters(self) -> Iterable[tuple[str, Factors]]:
+        """Returns the names of all adapters here with their factors."""
+        return self.items()  # type: ignore[return-value]
 
     def current(self) -> Factors | None:
         """Returns the factors that serve all rows, or None when the module is to do without."""
@@ -41,12 +49,11 @@ class Adapters(nn.ModuleDict):
     def grouped(self, x: Tensor, base: Tensor) -> Tensor:
         """Returns ``base`` with each row's term, from the input ``(B, ..., in)``."""
         rows = self.row_indices(x)
-        a, b, scales = self.stacked(x.dtype)
         flat = x.reshape(len(rows), -1, x.shape[-1])
         if self.training and any(rates := [self[name].dropout for name in self.named]):
             p = x.new_tensor([*rates, 0.0])[rows][:, None, None]
             flat = flat * (torch.rand_like(flat) >= p) / (1 - p)
-        out = grouped_lora(flat, a, b, scales, rows, base.reshape(len(rows), -1, base.shape[-1]))
+        out = grouped_lora(flat, *self.stacked(x.dtype, rows), base.reshape(len(rows), -1, base.shape[-1]))
         return out.view(base.shape)
 
     def row_indices(self, x: Tensor) -> Tensor:
@@ -56,40 +63,40 @@ class Adapters(nn.ModuleDict):
             raise ValueError(f"select_lora named {len(self.rows)} rows; a module was given {x.shape[0]}")
         return self.rows.to(x.device)
 
-    def stacked(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns ``(K, R, in)``, ``(K, out, R)`` and scales ``(K,)`` of the named adapters.
+    def stacked(self, dtype: torch.dtype, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Returns ``(K, R, in)``, ``(K, out, R)``, scales ``(K,)`` and rows, as ``grouped_lora`` takes them.
 
-        They are made once, as long as no gradient is asked for and no factor has changed.
+        Nothing is kept between calls: a weight can change without a trace, as by a write through ``.data``.
         """
         parts: list[Factors] = [self[name] for name in self.named]  # type: ignore[misc]
-        keep = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        values = (p for part in parts for p in part._parameters.values() if p is not None)
-        state = (dtype, [(p.data_ptr(), p._version) for p in values]) if keep else None
-        if self._kept is not None and self._kept[0] == state:
-            return self._kept[1]
         pairs = [part.pair() for part in parts]
         rank = max(len(a) for a, _ in pairs)
         if any(len(a) < rank for a, _ in pairs):
             pairs = [(F.pad(a, (0, 0, 0, rank - len(a))), F.pad(b, (0, rank - len(a)))) for a, b in pairs]
+        scales, order = [part.scale for part in parts], None
+        if torch.compiler.is_compiling():
+            order = rows  # a graph that serves every choice of rows
+        else:  # a row's factors are copied once, and not first into a stack of the adapters
+            a, b = pairs[0]
+            pairs.append((a.new_zeros(()).expand_as(a), b.new_zeros(()).expand_as(b)))  # of a row without one
+            pairs, scales = [pairs[k] for k in self.places], [[*scales, 0.0][k] for k in self.places]
         wide = torch.promote_types(dtype, torch.float32)
-        made = (
+        return (
             torch.stack([a for a, _ in pairs]).to(dtype),
             torch.stack([b for _, b in pairs]).to(dtype),
-            torch.tensor([part.scale for part in parts], dtype=wide, device=pairs[0][0].device),
+            torch.tensor(scales, dtype=wide, device=pairs[0][0].device),
+            order,
         )
-        self._kept = (state, made) if keep else None
-        return made
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the factors; nothing while they are merged, so that a checkpoint is a plain model's."""
         return kwargs.get("destination", {}) if self.merged else super().state_dict(*args, **kwargs)
 
 
-class Adapted(nn.Module):
+class Adapted(Derived, nn.Module):
     """What every module with adapters has; derived classes put it in front of the module's own class."""
 
     lora: Adapters
-    lora_own: ClassVar[type[nn.Module]]  # the class that the module had
     lora_mergeable: ClassVar[bool] = True  # all it does is to multiply by its weight
     lora_embedding: ClassVar[bool] = False
 
@@ -155,30 +162,28 @@ class _LookUp(Adapted):
         out = super().forward(ids)
         times = getattr(self, "embed_scale", 1.0)  # Gemma's embeddings multiply what they look up
         if self.lora.rows is not None:
-            rows = self.lora.row_indices(ids)
-            a, b, scales = self.lora.stacked(out.dtype)
-            pick, flat = rows.clamp(min=0), ids.reshape(len(rows), -1)
-            scale = scales[pick].masked_fill(rows < 0, 0.0)[:, None, None]
-            low = (a.mT[pick[:, None], flat] * scale).to(out.dtype)
-            if self.padding_idx is not None:  # whose column learns nothing, as in torch's own look-up
-                low = torch.where(flat.eq(self.padding_idx)[..., None], low.detach(), low)
-            return out + torch.bmm(low, b[pick].mT).view(out.shape) * times
+            rows = self.lora.row_indices(ids).view(-1, *[1] * (out.dim() - 1))
+            for k, name in enumerate(self.lora.named):
+                term = self.lora_term(ids, self.lora[name], out.dtype) * times  # type: ignore[arg-type]
+                out = torch.where(rows == k, out + term, out)
+            return out
         factors = self.lora.current()
         if factors is None:
             return out
-        a, b = factors.pair()
-        low = F.embedding(ids, a.mT, self.padding_idx).to(out.dtype)
-        out = out + (factors.scale * low) @ b.to(out.dtype).mT * times
+        out = out + self.lora_term(ids, factors, out.dtype) * times
         return out if factors.magnitude is None else out * factors.gain(self.lora_matrix()).to(out.dtype)
 
-
-_CLASSES: dict[type, type[Adapted]] = {}
+    def lora_term(self, ids: Tensor, factors: Factors, dtype: torch.dtype) -> Tensor:
+        """Returns what an adapter adds to what is looked up, before it is scaled as that is."""
+        a, b = factors.pair()
+        low = F.embedding(ids, a.mT, self.padding_idx).to(dtype)  # the padding's column learns nothing
+        return (factors.scale * low) @ b.to(dtype).mT
 
 
 def put_on(module: Any) -> Adapted:
     """Makes a module carry adapters, if it does not yet; returns it."""
     if not isinstance(module, Adapted):
-        module.__class__ = adapted(type(module))
+        module.__class__ = adapted(type(module))  # type: ignore[arg-type]
         module.lora = Adapters()
     return module
 
@@ -186,17 +191,16 @@ def put_on(module: Any) -> Adapted:
 def take_off(module: Any) -> None:
     """Gives a module back its class."""
     del module.lora
-    module.__class__ = module.lora_own
+    module.__class__ = module.derived_from
 
 
+@functools.cache
 def adapted(own: type) -> type[Adapted]:
     """Returns the class of modules of class ``own`` that carry adapters.
 
     Raises:
         ValueError: no adapter is known for such modules.
     """
-    if own in _CLASSES:
-        return _CLASSES[own]
     if issubclass(own, nn.Linear):
         kind: type[Adapted] = _Product if own.forward is nn.Linear.forward else _OwnForward
     elif issubclass(own, Conv1D):
@@ -207,15 +211,16 @@ def adapted(own: type) -> type[Adapted]:
         kind = _LookUp
     else:
         raise ValueError(f"{own.__name__} can carry no adapter; nn.Linear, Conv1D and nn.Embedding can")
-    _CLASSES[own] = type(f"Lora{own.__name__}", (kind, own), {"lora_own": own, "__module__": __name__})
-    return _CLASSES[own]
+    made = {"derived_by": adapted, "derived_from": own, "__module__": __name__}
+    return type(f"Lora{own.__name__}", (kind, own), made)
 
 
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Returns the paths and modules of a model without its adapters, each module once."""
-    inside = tuple(f"{path}." for path, m in model.named_modules() if isinstance(m, Adapters))
+    """Returns the paths and modules of a model without its adapters and its prompt, each module once."""
+    added = [path for path, m in model.named_modules() if isinstance(m, Adapters)]
+    inside = tuple(f"{path}." for path in (*added, PROMPT))
     for path, module in model.named_modules():
-        if not isinstance(module, Adapters) and not path.startswith(inside):
+        if not isinstance(module, Adapters) and path != PROMPT and not path.startswith(inside):
             yield path, module
 
 

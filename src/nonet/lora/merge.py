@@ -44,7 +44,7 @@ def merge_lora(model: Model, name: str | None = None) -> Model:
     for path, module in modules.items():
         if not module.lora_mergeable:
             raise ValueError(
-                f"adapter {name!r} cannot be merged into {path}: {module.lora_own.__name__} does more "
+                f"adapter {name!r} cannot be merged into {path}: {module.derived_from.__name__} does more "
                 "than to multiply by its weight"
             )
     use(model, name)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from nonet.lora.adapt import add_lora, remove_lora
-from nonet.lora.config import ALL_LINEAR, LoraConfig
+from nonet.lora.adapt import attach, check_name
 from nonet.lora.factors import Factors
-from nonet.lora.layer import base_modules
-from nonet.lora.state import LoraState, adapter_modules, state_of, use
-from nonet.lora.targets import ending_in, find_full
+from nonet.lora.layer import Adapted, base_modules
+from nonet.lora.peft_config import Asked, asked
+from nonet.lora.state import LoraState, adapter_modules, state_of
+from nonet.lora.targets import ending_in, find_copies, find_head, kind_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -25,17 +25,12 @@ PREFIX = "base_model.model."
 _LINEAR = {"a": "lora_A.weight", "b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 _EMBEDDING = {**_LINEAR, "a": "lora_embedding_A", "b": "lora_embedding_B"}
 
-# Fields of adapter_config.json that are understood, and those that say nothing about what is computed.
-_READ = {
-    *("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "rank_pattern", "alpha_pattern"),
-    *("bias", "modules_to_save", "use_rslora", "use_dora", "init_lora_weights"),
+# PEFT's words for what models are for, by the ends of their classes' names.
+_TASKS = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
 }
-_SILENT = {
-    *("base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping", "peft_version"),
-    *("fan_in_fan_out", "megatron_core", "qalora_group_size", "runtime_config", "eva_config"),
-}
-# First values that are replaced by those in the file; others have changed the model's weights as well.
-_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 def to_peft(model: nn.Module, name: str = "default") -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -49,11 +44,13 @@ def to_peft(model: nn.Module, name: str = "default") -> tuple[dict[str, Any], di
         name: the adapter.
 
     Raises:
-        ValueError: there is no such adapter.
+        ValueError: there is no such adapter, a module that carried it was replaced, or parameters are trained
+            beside the adapters, which the files have no place for.
     """
     state = state_of(model)
     state.check_known(name)
     config, modules = state.configs[name], adapter_modules(model, name)
+    _check_beside(model, state)
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
@@ -67,7 +64,7 @@ def to_peft(model: nn.Module, name: str = "default") -> tuple[dict[str, Any], di
         ranks[path] = len(a)
         root = math.sqrt(len(a)) if "rslora" in config.variants else len(a)
         alphas[path] = _short(float(f"{factors.scale * root:.12g}"))
-    full = find_full(model, config)
+    full = state.full[name]
     mine = dict(_own_tensors(model))
     for path in full:
         for own, value in model.get_submodule(path).state_dict().items():
@@ -81,17 +78,17 @@ def to_peft(model: nn.Module, name: str = "default") -> tuple[dict[str, Any], di
     names = [path for path, _ in base_modules(model)]
     return {
         "peft_type": "LORA",
-        "task_type": _task(model),
+        "task_type": _task(model, full),
         "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None) or None,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": config.dropout,
-        "target_modules": _endings(list(modules), names, full),
+        "target_modules": _targets(list(modules), names, full),
         "rank_pattern": _patterns(ranks, rank),
         "alpha_pattern": _patterns(alphas, alpha),
         "bias": config.bias,
-        "modules_to_save": full or None,
+        "modules_to_save": list(full) or None,
         "use_rslora": "rslora" in config.variants,
         "use_dora": "dora" in config.variants,
         "init_lora_weights": True,
@@ -99,10 +96,23 @@ def to_peft(model: nn.Module, name: str = "default") -> tuple[dict[str, Any], di
     }, {key: value.detach().clone().contiguous() for key, value in tensors.items()}
 
 
+def _check_beside(model: nn.Module, state: LoraState) -> None:
+    """Raises ValueError for a parameter of the model that is trained and belongs to no adapter."""
+    copies = {id(p) for trained in state.trained.values() for p in trained.values()}
+    own = (pair for pair in _own_tensors(model) if isinstance(pair[1], nn.Parameter))
+    if beside := [path for path, p in own if p.requires_grad and id(p) not in copies]:
+        raise ValueError(
+            f"{beside[0]} is trained beside the adapters, and their files have no place for it; name its "
+            "module in full, or freeze it with requires_grad_(False)"
+        )
+
+
 def from_peft(
     model: Model, config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str = "default"
 ) -> Model:
     """Adds an adapter from what PEFT's ``adapter_config.json`` and ``adapter_model.safetensors`` hold.
+
+    Everything is checked before anything is made, so that a file of wrong sizes takes no memory.
 
     Args:
         model: the model that it was trained for.
@@ -115,101 +125,71 @@ def from_peft(
             unexpected or has another shape, or one changes a weight of the model itself; the message names
             it, and the model is as it was.
     """
-    _refuse(config)
-    before = vars(model).get("nonet_lora")
-    selected = before.selected if isinstance(before, LoraState) else None
-    add_lora(model, _config(model, config), name)
-    try:
-        _fill(model, tensors, name)
-    except ValueError:
-        remove_lora(model, name)
-        if isinstance(before, LoraState):
-            use(model, selected)
-        raise
+    check_name(model, name)
+    plan = asked(model, config)
+    given = {_plain(key, plan.targets): value for key, value in tensors.items()}
+    _check_tensors(model, given, plan)
+    attach(model, plan.config, name, plan.targets, plan.full)
+    places = _places(adapter_modules(model, name), name) | state_of(model).trained[name]
+    with torch.no_grad():
+        for key, place in places.items():
+            place.copy_(given[key])
     return model
 
 
-def _refuse(config: Mapping[str, Any]) -> None:
-    """Raises ValueError for a field that would change what is computed and is not supported."""
-    if config.get("peft_type") != "LORA":
-        raise ValueError(f"peft_type={config.get('peft_type')!r} is not LoRA; it must be 'LORA'")
-    for field, value in config.items():
-        if field not in _READ and field not in _SILENT and value:
-            raise ValueError(f"adapter_config.json: {field}={value!r} is not supported")
-    start = config.get("init_lora_weights", True)
-    if start not in _STARTS:
-        raise ValueError(
-            f"adapter_config.json: init_lora_weights={start!r} is not supported: it changes weights of "
-            "the model itself, or freezes a factor; PEFT can convert it when it saves "
-            "(path_initial_model_for_weight_conversion)"
-        )
-
-
-def _config(model: nn.Module, config: Mapping[str, Any]) -> LoraConfig:
-    """Returns the options that PEFT's stand for in this model."""
-    given = config.get("target_modules")
-    if not given:
-        raise ValueError(f"adapter_config.json: target_modules={given!r} must name a module")
-    paths = [path for path, _ in base_modules(model) if path]
-    full = tuple(path for path in paths if path.endswith(tuple(config.get("modules_to_save") or ())))
-    rank, alpha = config.get("r", 8), config.get("lora_alpha", 8)
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    targets: Any = given
-    if isinstance(given, str):
-        targets = ALL_LINEAR if given.lower() == ALL_LINEAR else given
-        reached = paths if targets == ALL_LINEAR else [p for p in paths if re.fullmatch(given, p)]
-    else:
-        targets = tuple(n for n in sorted(given) if any(ending_in(paths, n)))
-        reached = [path for n in targets for path in ending_in(paths, n)]
-        if not targets:
-            raise ValueError(f"adapter_config.json: target_modules={given!r} fits no module of the model")
-    if ranks or alphas:
-        if targets == ALL_LINEAR:
-            raise ValueError("adapter_config.json: rank_pattern needs the names of target_modules")
-        saved = tuple(f"{path}." for path in full)
-        targets = {
-            path: (_fitting(ranks, path, rank), _fitting(alphas, path, alpha))
-            for path in reached
-            if not f"{path}.".startswith(saved)
-        }
-    marks = (("rslora", "use_rslora"), ("dora", "use_dora"))
-    return LoraConfig(
-        rank=rank,
-        alpha=alpha,
-        targets=targets,
-        dropout=config.get("lora_dropout") or 0.0,
-        bias=config.get("bias") or "none",
-        variants=tuple(variant for variant, field in marks if config.get(field)),
-        full=full,
-    )
-
-
-@torch.no_grad()
-def _fill(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
-    """Copies tensors into a fresh adapter; raises ValueError when they are not exactly what it needs."""
-    state, modules = state_of(model), adapter_modules(model, name)
-    wanted: dict[str, Tensor] = {}
-    for path, module in modules.items():
-        for part, key in (_EMBEDDING if module.lora_embedding else _LINEAR).items():
-            value = getattr(module.lora[name], part)
-            if value is not None:
-                wanted[f"{path}.{key}"] = value
-    wanted |= state.trained[name]
-    own = {key: value for key, value in _own_tensors(model) if key not in wanted}
-    given = {_plain(key, modules): value for key, value in tensors.items()}
+def _check_tensors(model: nn.Module, given: Mapping[str, Tensor], plan: Asked) -> None:
+    """Raises ValueError when tensors are not exactly what an adapter needs."""
+    state = vars(model).get("nonet_lora")
+    own = dict(_own_tensors(model)) | (state.originals if isinstance(state, LoraState) else {})
+    copies = find_copies(model, plan.config, plan.targets, plan.full)
+    wanted = _shapes(model, plan) | {key: tuple(own[key].shape) for key in copies}
     if missing := [key for key in wanted if key not in given]:
         raise ValueError(f"the adapter lacks {len(missing)} tensors, such as {missing[0]}")
     for key, value in given.items():
-        if key in own and own[key].shape == value.shape:
-            if not torch.equal(own[key], value.to(own[key])):
-                raise ValueError(f"the adapter changes {key} of the model itself, which is not supported")
-        elif key not in wanted:
+        shape = wanted.get(key, tuple(own[key].shape) if key in own else None)
+        if shape is None:
             raise ValueError(f"the adapter holds {key}, which the model has no place for")
-        elif wanted[key].shape != value.shape:
-            shapes = f"{tuple(value.shape)}; the model needs {tuple(wanted[key].shape)}"
-            raise ValueError(f"the adapter's {key} has the shape {shapes}")
-        else:
-            wanted[key].copy_(value)
+        if tuple(value.shape) != shape:
+            raise ValueError(
+                f"the adapter's {key} has the shape {tuple(value.shape)}; the model needs {shape}"
+                f"{_remedy(model, key)}"
+            )
+        if not value.is_floating_point():
+            raise ValueError(f"the adapter's {key} must be of a floating dtype; got {value.dtype}")
+        if key not in wanted and not torch.equal(own[key], value.to(own[key])):
+            raise ValueError(f"the adapter changes {key} of the model itself, which is not supported")
+
+
+def _shapes(model: nn.Module, plan: Asked) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the factors that a plan asks for, by the names that files have for them."""
+    found: dict[str, tuple[int, ...]] = {}
+    for path, (rank, _) in plan.targets.items():
+        module: Any = model.get_submodule(path)
+        kind = kind_of(module)
+        keys, (out, wide) = _EMBEDDING if kind.lora_embedding else _LINEAR, kind.lora_shape(module)
+        found[f"{path}.{keys['a']}"], found[f"{path}.{keys['b']}"] = (rank, wide), (out, rank)
+        if "dora" in plan.config.variants:
+            found[f"{path}.{keys['magnitude']}"] = (out,)
+    return found
+
+
+def _places(modules: Mapping[str, Adapted], name: str) -> dict[str, Tensor]:
+    """Returns the factors of an adapter by the names that files have for them."""
+    return {
+        f"{path}.{key}": value
+        for path, module in modules.items()
+        for part, key in (_EMBEDDING if module.lora_embedding else _LINEAR).items()
+        if (value := getattr(module.lora[name], part)) is not None
+    }
+
+
+def _remedy(model: nn.Module, key: str) -> str:
+    """Returns what to do about a shape that differs, where the vocabulary can be the reason."""
+    ends = [getattr(model, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output")]
+    paths = [path for path, module in model.named_modules() if module is ends[0] or module is ends[1]]
+    if not key.startswith(tuple(f"{path}." for path in paths)):
+        return ""
+    return "; if it was trained with another vocabulary, call model.resize_token_embeddings first"
 
 
 def _own_tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
@@ -226,11 +206,6 @@ def _plain(key: str, modules: Iterable[str]) -> str:
     return f"{owner}.{own}" if owner in modules else key
 
 
-def _fitting(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
-    """Returns the value of the first pattern that fits a path, by PEFT's rule."""
-    return next((v for p, v in patterns.items() if re.match(rf"(.*\.)?({p})$", path)), default)
-
-
 def _patterns(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
     """Returns the values that are not the default by last name, or by path where modules of a name differ."""
     by_name: dict[str, set[Any]] = {}
@@ -244,12 +219,12 @@ def _patterns(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
     return found
 
 
-def _endings(reached: list[str], paths: list[str], full: list[str]) -> list[str]:
-    """Returns the last names of modules where these reach no other module, or else the whole paths."""
+def _targets(reached: Sequence[str], paths: list[str], full: Sequence[str]) -> list[str] | str:
+    """Returns the last names of modules where these reach no other module, or else a pattern of the paths."""
     lasts = sorted({path.rpartition(".")[2] for path in reached})
     inside = tuple(f"{path}." for path in full)
     hit = {p for last in lasts for p in ending_in(paths, last) if not f"{p}.".startswith(inside)}
-    return lasts if hit == set(reached) else reached
+    return lasts if hit == set(reached) else "|".join(map(re.escape, reached))
 
 
 def _commonest(values: Iterable[Any]) -> Any:
@@ -261,8 +236,16 @@ def _short(value: float) -> float:
     return int(value) if value == int(value) else value
 
 
-def _task(model: nn.Module) -> str | None:
-    """Returns PEFT's word for what a model is for; None for one that does not write."""
-    if not getattr(model, "can_generate", lambda: False)():
+def _task(model: nn.Module, full: Sequence[str]) -> str | None:
+    """Returns PEFT's word for what a model is for, or None.
+
+    PEFT trains and looks for the head of a task that it knows, so the task is named only where the head is
+    among the modules in full.
+    """
+    if getattr(model, "can_generate", lambda: False)():
+        return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"  # type: ignore[union-attr]
+    head = find_head(model)
+    if not head or not set(head) <= set(full):
         return None
-    return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"  # type: ignore[union-attr]
+    names = [kind.__name__ for kind in type(model).__mro__]
+    return next((task for end, task in _TASKS.items() if any(n.endswith(end) for n in names)), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -20,6 +21,8 @@ class LoraState:
         configs: options of each adapter, its seed among them.
         selected: the adapter in use, None for the bare model, or one of them for each row of the batch.
         merged: the adapter that is merged into the weights, or None.
+        targets: of each adapter the paths of the modules that have factors.
+        full: of each adapter the paths of the modules that are trained in full.
         trained: of each adapter its own copies of biases and of modules trained in full, by path.
         originals: the model's own parameters in whose place a selected adapter's copies stand.
         unmerged: the model's own weights in whose place merged ones stand.
@@ -32,6 +35,8 @@ class LoraState:
     configs: dict[str, LoraConfig] = field(default_factory=dict)
     selected: Which = None
     merged: str | None = None
+    targets: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    full: dict[str, tuple[str, ...]] = field(default_factory=dict)
     trained: dict[str, dict[str, nn.Parameter]] = field(default_factory=dict)
     originals: dict[str, nn.Parameter] = field(default_factory=dict)
     unmerged: dict[str, nn.Parameter] = field(default_factory=dict)
@@ -92,5 +97,23 @@ def settle_ties(model: nn.Module) -> None:
 
 
 def adapter_modules(model: nn.Module, name: str) -> dict[str, Adapted]:
-    """Returns the modules that carry factors of an adapter, by path."""
-    return {path: module for path, module in carriers(model) if name in module.lora}
+    """Returns the modules that carry factors of an adapter, by path.
+
+    Raises:
+        ValueError: a module was replaced or resized since, so that the adapter cannot act there any more.
+    """
+    found = {path: module for path, module in carriers(model) if name in module.lora}
+    if gone := [path for path in state_of(model).targets[name] if path not in found]:
+        raise ValueError(
+            f"adapter {name!r} was added to {gone[0]}, and another module stands there now; its factors went "
+            "with the old one. Replace modules first, and add or load the adapter after that"
+        )
+    for path, module in found.items():
+        factors: Any = module.lora[name]
+        size, now = (len(factors.b), factors.a.shape[1]), module.lora_shape()
+        if size != now:
+            raise ValueError(
+                f"adapter {name!r} has factors for a weight of {size} at {path}, which is {now} now; resize "
+                "modules first, and add or load the adapter after that"
+            )
+    return found

@@ -3,50 +3,56 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from nonet.lora.config import ALL_LINEAR, LoraConfig
 from nonet.lora.layer import Adapted, adapted, base_modules
 
+Sizes = tuple[int, float]  # rank and alpha
 
-def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, tuple[int, float]]:
+# Ends of the names of classes whose head is made for a task, so that no base checkpoint holds it.
+_TASKS = ("Classification", "QuestionAnswering", "MultipleChoice")
+
+
+def find_targets(model: nn.Module, config: LoraConfig, full: Collection[str]) -> dict[str, Sizes]:
     """Returns rank and alpha of every module that gets factors, by path.
 
     Raises:
         ValueError: a name fits no module, or a module that can carry no adapter.
     """
-    full = find_full(model, config)
-    inside = tuple(f"{path}." for path in full)
-    modules = {p: m for p, m in base_modules(model) if p and p not in full and not p.startswith(inside)}
-    found: dict[str, tuple[int, float]] = {}
+    modules = free_modules(model, full)
+    found: dict[str, Sizes] = {}
     if config.targets == ALL_LINEAR:
-        head = getattr(model, "get_output_embeddings", lambda: None)()
-        found = {
-            path: (config.rank, config.alpha)
-            for path, module in modules.items()
-            if isinstance(module, (nn.Linear, Conv1D)) and module is not head and not _is_read(model, path)
-        }
+        found = dict.fromkeys(linear_modules(model, modules), (config.rank, config.alpha))
     elif isinstance(config.targets, str):
         found = {p: (config.rank, config.alpha) for p in modules if re.fullmatch(config.targets, p)}
     else:
         for target in config.targets:
             name, rank, alpha = (target, config.rank, config.alpha) if isinstance(target, str) else target
             reached = list(ending_in(modules, name))
+            if not reached and any(ending_in(full, name)):
+                raise ValueError(
+                    f"targets names {name!r}, which is trained in full and gets no factors; take it out of "
+                    f"targets, or give full without it (full is {tuple(full)})"
+                )
             if not reached:
                 raise ValueError(f"targets names {name!r}, which fits no module of {type(model).__name__}")
             found = {**dict.fromkeys(reached, (rank, alpha)), **found}
     if not found:
         raise ValueError(f"targets={config.targets!r} fits no module of {type(model).__name__}")
-    for path, (rank, _) in found.items():
-        _check(model, path, rank, config)
+    check_targets(model, config, found)
     return {path: found[path] for path in modules if path in found}
 
 
-def find_full(model: nn.Module, config: LoraConfig) -> list[str]:
+def find_full(model: nn.Module, config: LoraConfig) -> tuple[str, ...]:
     """Returns the paths of modules that are trained in full; raises ValueError when a name fits none."""
+    if config.full is None:
+        return find_head(model)
     paths = [path for path, _ in base_modules(model)]
     reached: set[str] = set()
     for name in config.full:
@@ -54,12 +60,67 @@ def find_full(model: nn.Module, config: LoraConfig) -> list[str]:
         if not mine:
             raise ValueError(f"full names {name!r}, which fits no module of {type(model).__name__}")
         reached |= mine
-    return [path for path in paths if path in reached]
+    return tuple(path for path in paths if path in reached)
+
+
+def find_head(model: nn.Module) -> tuple[str, ...]:
+    """Returns the paths of what a model for classification or question answering has beside its base."""
+    named = any(kind.__name__.endswith(_TASKS) for kind in type(model).__mro__)
+    if not (isinstance(model, PreTrainedModel) and named) or model.base_model is model:
+        return ()
+    beside = ((path, module) for path, module in model.named_children() if module is not model.base_model)
+    free = {path for path, _ in base_modules(model)}
+    return tuple(path for path, module in beside if path in free and any(True for _ in module.parameters()))
+
+
+def find_copies(
+    model: nn.Module, config: LoraConfig, targets: Collection[str], full: Collection[str]
+) -> dict[str, nn.Parameter]:
+    """Returns the biases and the weights of modules in full that an adapter trains copies of, by path."""
+    inside = tuple(f"{path}." for path in full)
+    found = {}
+    for owner, module in base_modules(model):
+        for own, parameter in module.named_parameters(recurse=False):
+            path = f"{owner}.{own}" if owner else own
+            biased = own == "bias" and (
+                config.bias == "all" or (config.bias == "lora_only" and owner in targets)
+            )
+            if biased or path.startswith(inside) or owner in full:
+                found[path] = parameter
+    return found
+
+
+def free_modules(model: nn.Module, full: Collection[str]) -> dict[str, nn.Module]:
+    """Returns the modules that can get factors, by path: all but those trained in full."""
+    inside = tuple(f"{path}." for path in full)
+    return {p: m for p, m in base_modules(model) if p and p not in full and not p.startswith(inside)}
+
+
+def linear_modules(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[str]:
+    """Returns the paths that ``"all-linear"`` stands for: linear layers but the output embedding."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return [
+        path
+        for path, module in modules.items()
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not head and not _is_read(model, path)
+    ]
 
 
 def ending_in(paths: Iterable[str], name: str) -> Iterable[str]:
     """Returns the paths that are ``name`` or end with it behind a dot."""
     return (path for path in paths if path == name or path.endswith(f".{name}"))
+
+
+def kind_of(module: nn.Module) -> type[Adapted]:
+    """Returns the class that a module has, or gets, when it carries adapters; raises ValueError for none."""
+    own: Any = type(module)
+    return own if isinstance(module, Adapted) else adapted(own)
+
+
+def check_targets(model: nn.Module, config: LoraConfig, targets: Mapping[str, Sizes]) -> None:
+    """Raises ValueError when a module cannot carry the adapter."""
+    for path, (rank, _) in targets.items():
+        _check(model, path, rank, config)
 
 
 def _is_read(model: nn.Module, path: str) -> bool:
@@ -78,7 +139,7 @@ def _is_read(model: nn.Module, path: str) -> bool:
 def _check(model: nn.Module, path: str, rank: int, config: LoraConfig) -> None:
     """Raises ValueError when a module cannot carry the adapter."""
     module = model.get_submodule(path)
-    kind = type(module) if isinstance(module, Adapted) else adapted(type(module))
+    kind: Any = kind_of(module)
     if "forward" in vars(module):
         raise ValueError(
             f"{path} has a forward pass of its own, as accelerate's hooks leave; add adapters before those"
@@ -88,7 +149,13 @@ def _check(model: nn.Module, path: str, rank: int, config: LoraConfig) -> None:
     if getattr(module, "max_norm", None) is not None:
         raise ValueError(f"{path} rescales its own weight (max_norm) and can carry no adapter")
     if "dora" in config.variants and not kind.lora_mergeable:
-        name = kind.lora_own.__name__
+        name = kind.derived_from.__name__
         raise ValueError(f"variants: dora needs the norms of a plain weight; {path} is a {name}")
-    if "pissa" in config.variants and rank > (most := min(kind.lora_shape(module))):  # type: ignore[arg-type]
+    if "pissa" not in config.variants:
+        return
+    if rank > (most := min(kind.lora_shape(module))):
         raise ValueError(f"rank={rank} of {path} must be at most {most} with pissa, which starts from an SVD")
+    if not bool(module.weight.isfinite().all()):  # type: ignore[operator]
+        raise ValueError(
+            f"variants: pissa starts from an SVD, and the weight of {path} holds numbers that are not finite"
+        )

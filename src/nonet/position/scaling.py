@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nonet.shapes import check_choice, check_positive
+from nonet.shapes import check_choice, check_positive, freeze_lists
 
 __all__ = ["DynamicNTK", "Linear", "Llama3", "LongRoPE", "Scaling", "YaRN", "scaling_from"]
 
@@ -175,8 +175,7 @@ class LongRoPE(Scaling):
         check_positive(attention_factor=self.attention_factor)
         if not self.original_length > 1:
             raise ValueError(f"original_length must be above 1; got {self.original_length}")
-        for name in ("short_factor", "long_factor"):  # JSON has lists only
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        freeze_lists(self)
 
     def __call__(self, base: float, exponents: Tensor, length: int | None) -> tuple[Tensor, float]:
         """Divides each frequency by its own number."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from nonet.shapes import check_choice, check_positive
+from nonet.shapes import check_choice, check_positive, freeze_lists
 
 STARTS = ("vocabulary", "random", "text", "labels")
 PREFIX_STARTS = ("vocabulary", "random", "text")
@@ -20,7 +20,7 @@ class PromptTuning:
             frequent ones where the tokenizer's order tells them; ``"random"``, uniform in (-0.5, 0.5);
             ``"text"``, those of a text, repeated up to the length; ``"labels"``, one for each class, the
             mean over its sub-tokens, and sampled ones behind.
-        text: a string for ``start="text"``, a tuple of words for ``start="labels"``.
+        text: a string for ``start="text"``, a tuple or list of words for ``start="labels"``.
         seed: of what is drawn.
     """
 
@@ -30,16 +30,16 @@ class PromptTuning:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        freeze_lists(self)
         check_positive(length=self.length)
         check_choice("start", self.start, STARTS)
         if self.text is None:
             return
         if self.start not in ("text", "labels"):
             raise ValueError(f"text has no effect with start={self.start!r}; got {self.text!r}")
-        wanted = str if self.start == "text" else tuple
+        wanted, called = (str, "a string") if self.start == "text" else (tuple, "a tuple or list of words")
         if not isinstance(self.text, wanted):
-            got = type(self.text).__name__
-            raise TypeError(f"text must be a {wanted.__name__} with start={self.start!r}; got a {got}")
+            raise TypeError(f"text must be {called} with start={self.start!r}; got {self.text!r}")
 
 
 @dataclass(frozen=True)

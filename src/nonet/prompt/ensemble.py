@@ -12,7 +12,7 @@ from torch import Tensor
 from nonet.prompt.fitting import train_pet
 from nonet.prompt.pattern import Example
 from nonet.prompt.pet import PET
-from nonet.shapes import check_positive
+from nonet.shapes import check_positive, freeze_lists
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Ensemble:
     weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
+        freeze_lists(self)
         if not self.pets:
             raise ValueError("pets must hold one PET or more")
         for pet in self.pets:

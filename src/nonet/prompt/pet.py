@@ -88,7 +88,7 @@ class PET(nn.Module):
         self.pattern, self.verbalizer = pattern, verbalizer
         self.alpha, self.max_length = alpha, max_length
         self.offset = torch.zeros(labels) if offset is None else offset
-        self._takes = inspect.signature(core.forward).parameters
+        self._takes = set(inspect.signature(core.forward).parameters)
 
         coded = verbalizer.encode(tokenizer, pattern.lead)
         words = [(label, word) for label, several in enumerate(coded) for word in several]

@@ -39,7 +39,6 @@ class Prefix(SoftPrompt):
         _, self.heads, self.head_dim = kv_shape(model)
         self.attention_names = tuple(inspect.signature(_attentions(model)[0].forward).parameters)
         _check_kind(model)
-        self._kept: tuple[Any, Tensor] | None = None  # the prefix as it was last computed without gradients
         self._mask: tuple[Tensor | None, Tensor] | None = None  # one for all layers of a pass
 
     def attach(self, model: PreTrainedModel) -> None:
@@ -86,20 +85,13 @@ class Prefix(SoftPrompt):
     def _keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
         """Returns keys and values ``(G, P, D)`` of a layer.
 
-        With gradients each layer computes its own from the parameters, so that it can be run again alone.
+        Each layer computes its own from the parameters, so that it can be run again alone. Nothing is kept
+        between calls: a parameter can change without a trace, as by a write through ``.data``.
         """
         width = 2 * self.heads * self.head_dim
-        columns = slice(layer * width, (layer + 1) * width)
-        rows = self.encoder(columns) if torch.is_grad_enabled() else self._without_gradients()[:, columns]
+        rows = self.encoder(slice(layer * width, (layer + 1) * width))
         keys, values = rows.view(-1, 2, self.heads, self.head_dim).permute(1, 2, 0, 3)
         return keys, values
-
-    def _without_gradients(self) -> Tensor:
-        """Returns the whole prefix, computed again only when a parameter has changed."""
-        state = [(p.data_ptr(), p._version) for p in self.parameters()]
-        if self._kept is None or self._kept[0] != state:
-            self._kept = (state, self.encoder())
-        return self._kept[1]
 
     def _widened(self, mask: Tensor) -> Tensor:
         """Returns a model's mask with P columns in front that every query sees."""

@@ -129,6 +129,8 @@ def from_peft(model: Model, config: Mapping[str, Any], tensors: Mapping[str, Ten
     shape = (config.get("num_virtual_tokens"), _columns(model, kind))
     if tuple(values.shape) != shape:
         raise ValueError(f"{KEY} must have the shape {shape} for this model; got {tuple(values.shape)}")
+    if not values.is_floating_point():
+        raise ValueError(f"{KEY} must be of a floating dtype; got {values.dtype}")
     return attach(model, KINDS[kind](length=len(values)), Table(values.detach().clone()))
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from nonet.shapes import check_choice, check_positive
+from nonet.shapes import check_choice, check_positive, freeze_lists
 
 Attend = Literal["bucket", "chunk", "loose"]
 
@@ -47,6 +47,7 @@ class AxialConfig:
     widths: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        freeze_lists(self)
         for name, pair in (("shape", self.shape), ("widths", self.widths)):
             if pair is not None and (len(pair) != 2 or min(pair) < 1):
                 raise ValueError(f"{name} must be two numbers above zero; got {pair}")

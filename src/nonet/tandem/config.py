@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from nonet.shapes import check_choice, check_positive
+from nonet.shapes import check_choice, check_positive, freeze_lists
 
 READINGS = ("states", "keys_values")
 STARTS = ("random", "identity")
@@ -42,6 +42,7 @@ class TandemConfig:
     balance: float = 0.5
 
     def __post_init__(self) -> None:
+        freeze_lists(self)
         check_positive(block=self.block)
         check_choice("reading", self.reading, READINGS)
         check_choice("start", self.start, STARTS)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
 
+from nonet.derived import Derived
+
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """Returns a model's list of layers; raises ValueError when it has none of its configuration's depth."""
@@ -96,7 +98,7 @@ def make_readable(model: PreTrainedModel) -> None:
         layer.__class__ = _readable(type(layer))  # type: ignore[arg-type]
 
 
-class _Readable:
+class _Readable(Derived):
     """Marks the classes that :func:`_readable` makes."""
 
 
@@ -115,7 +117,8 @@ def _readable(own: type[nn.Module]) -> type[nn.Module]:
             cache.layers[self.tandem_index].update(*made.args)
         return hidden_states
 
-    return type(own.__name__, (_Readable, own), {"forward": forward, "__module__": own.__module__})
+    made = {"forward": forward, "derived_by": _readable, "derived_from": own, "__module__": own.__module__}
+    return type(own.__name__, (_Readable, own), made)
 
 
 def fill(model: PreTrainedModel, cache: TandemCache, states: Sequence[Tensor], places: Tensor) -> None:

@@ -62,9 +62,7 @@ def load_tandem(
             f"the tandem in {directory} was trained with another primary, {about['primary']}; "
             f"got {_description(primary)}"
         )
-    options = about["options"]
-    layers = options["layers"]
-    options = TandemConfig(**{**options, "layers": None if layers is None else tuple(layers)})
+    options = TandemConfig(**about["options"])
     check_files(directory / "secondary")
     secondary = load_whole(directory / "secondary", dtype="auto", local_files_only=True).to(primary.device)
     router = None
@@ -79,17 +77,19 @@ def drop_what_is_not_trained(tandem: Tandem) -> None:
 
     A checkpoint of Transformers' Trainer then holds what was trained, and nothing twice.
     """
+    tandem.register_state_dict_post_hook(_saving)
+    tandem.register_load_state_dict_post_hook(_loading)
 
-    def saving(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-        for name in _left_out(module):
-            state.pop(prefix + name, None)
 
-    def loading(module: nn.Module, keys: Any) -> None:
-        left_out = tuple(_left_out(module))
-        keys.missing_keys[:] = [name for name in keys.missing_keys if not name.endswith(left_out)]
+# Hooks of a module are pickled with it, by name.
+def _saving(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for name in _left_out(module):
+        state.pop(prefix + name, None)
 
-    tandem.register_state_dict_post_hook(saving)
-    tandem.register_load_state_dict_post_hook(loading)
+
+def _loading(module: nn.Module, keys: Any) -> None:
+    left_out = tuple(_left_out(module))
+    keys.missing_keys[:] = [name for name in keys.missing_keys if not name.endswith(left_out)]
 
 
 def _left_out(tandem: nn.Module) -> set[str]:

@@ -34,18 +34,19 @@ def _linear(bias: bool, dropout: bool) -> Make:
     return make
 
 
-def _grouped(based: bool) -> Make:
+def _grouped(based: bool, own: bool = False) -> Make:
     def make(length: int, generator: torch.Generator) -> Arguments:
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-        real = torch.arange(max(RANKS)) < torch.tensor(RANKS)[:, None]
+        ranks = [*RANKS, 2, 4] if own else RANKS
+        real = torch.arange(max(ranks)) < torch.tensor(ranks)[:, None]
         return {
             "x": normal(5, length, WIDE),
-            "a": normal(len(RANKS), max(RANKS), WIDE) / 5 * real[:, :, None],
-            "b": normal(len(RANKS), OUT, max(RANKS)) / 2 * real[:, None],
-            "scales": torch.tensor([1.7, 0.6, 3.0]),
-            "rows": torch.tensor([1, 0, -1, 2, 1]),
+            "a": normal(len(ranks), max(ranks), WIDE) / 5 * real[:, :, None],
+            "b": normal(len(ranks), OUT, max(ranks)) / 2 * real[:, None],
+            "scales": torch.tensor([1.7, 0.6, 3.0, 0.0, 1.1][: len(ranks)]),
+            "rows": None if own else torch.tensor([1, 0, -1, 2, 1]),
             "base": normal(5, length, OUT) if based else None,
         }
 
@@ -94,14 +95,17 @@ _GROUPED: dict[str, Any] = {
     "causal": True,
     "split": _split("x", "base"),
 }
-_GROUPED_FAULTS = {
-    "adapters of other rows": spoil(lambda a: changed(a, rows=a["rows"].flip(0))),
-    "rows of none have the last adapter": spoil(lambda a: changed(a, rows=a["rows"] % len(RANKS))),
-    "rows of none have the first adapter": spoil(lambda a: changed(a, rows=a["rows"].clamp(min=0))),
+_STACK_FAULTS = {
     "scales of other adapters": spoil(lambda a: changed(a, scales=a["scales"].flip(0))),
     "the rank of the smallest": spoil(
         lambda a: changed(a, a=a["a"] * (torch.arange(max(RANKS)) < min(RANKS))[:, None])
     ),
+}
+_GROUPED_FAULTS = {
+    **_STACK_FAULTS,
+    "adapters of other rows": spoil(lambda a: changed(a, rows=a["rows"].flip(0))),
+    "rows of none have the last adapter": spoil(lambda a: changed(a, rows=a["rows"] % len(RANKS))),
+    "rows of none have the first adapter": spoil(lambda a: changed(a, rows=a["rows"].clamp(min=0))),
 }
 
 CASES = (
@@ -141,5 +145,14 @@ CASES = (
         make=_grouped(based=True),
         faults={**_GROUPED_FAULTS, "no base": spoil(lambda a: changed(a, base=None))},
         **_GROUPED,
+    ),
+    Case(
+        label="factors of the rows",
+        make=_grouped(based=True, own=True),
+        faults={
+            **_STACK_FAULTS,
+            "factors of other rows": spoil(lambda a: changed(a, a=a["a"].flip(0), b=a["b"].flip(0))),
+        },
+        **{**_GROUPED, "batch": ("x", "a", "b", "scales", "base")},
     ),
 )

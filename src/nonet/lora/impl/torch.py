@@ -35,14 +35,15 @@ def lora_linear(
 
 
 def grouped_lora(
-    x: Tensor, a: Tensor, b: Tensor, scales: Tensor, rows: Tensor, base: Tensor | None
+    x: Tensor, a: Tensor, b: Tensor, scales: Tensor, rows: Tensor | None, base: Tensor | None
 ) -> Tensor:
     """Picks each row's factors and multiplies all rows at once."""
-    pick = rows.clamp(min=0)
-    scale = scales.index_select(0, pick).masked_fill(rows < 0, 0.0)[:, None, None]
-    low = (torch.bmm(x, a.index_select(0, pick).mT) * scale).to(x.dtype)
-    up = b.index_select(0, pick).mT
-    return torch.bmm(low, up) if base is None else torch.baddbmm(base, low, up)
+    if rows is not None:
+        pick = rows.clamp(min=0)
+        a, b = a.index_select(0, pick), b.index_select(0, pick)
+        scales = scales.index_select(0, pick).masked_fill(rows < 0, 0.0)
+    low = (torch.bmm(x, a.mT) * scales[:, None, None]).to(x.dtype)
+    return torch.bmm(low, b.mT) if base is None else torch.baddbmm(base, low, b.mT)
 
 
 def _product(

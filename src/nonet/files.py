@@ -1,0 +1,44 @@
+"""Files of models and adapters, read whole or refused with one sentence on what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Returns the object that a JSON file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON, or its JSON is no object; the message names the file.
+    """
+    text = Path(path).read_bytes()
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:  # bytes that are no UTF-8 among them
+        raise ValueError(f"{path} is no JSON: {error}; write or copy the file again") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object, {{...}}; got a {type(found).__name__}")
+    return found
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Returns the tensors of a safetensors file by name, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no safetensors file or is cut short; the message names the file.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        size = f"{Path(path).stat().st_size:,} bytes"
+        raise ValueError(
+            f"{path} is no whole safetensors file ({size}): {error}; write or copy the file again"
+        ) from None
