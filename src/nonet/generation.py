@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from nonet.data.chat import chat_ids
 from nonet.data.tokenizer import prompt_ids
-from nonet.document import to_json
+from nonet.files import to_json
 from nonet.hf.adapters import load_adapter
 from nonet.hf.positions import room
 from nonet.hf.pretrained import load_pretrained

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from nonet.data.examples import read_texts
-from nonet.document import to_json
+from nonet.files import to_json
 from nonet.hf.adapters import load_adapter
 from nonet.hf.labels import load_question
 from nonet.hf.pretrained import load_pretrained

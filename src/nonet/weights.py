@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
+
+from nonet.files import read_json
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
@@ -36,7 +37,7 @@ def check_files(place: Path) -> None:
             )
         raise ValueError(f"{place} holds no *.safetensors, so there are no weights to load")
     for index in place.glob("*.safetensors.index.json"):
-        listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        listed = set(read_json(index).get("weight_map", {}).values())
         if lost := listed - {file.name for file in files}:
             raise ValueError(f"{index} names files that are missing ({_some(lost)}); copy the model again")
     for file in files:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from nonet.document import to_json
+from nonet.files import to_json
 from nonet.training import fit, make_trainer
 from nonet.training.checkpoint import save_checkpoint
 from nonet.training.trainer import DivergedError

@@ -1,6 +1,7 @@
 """``nonet tandem`` as a person runs it: train a secondary, and write with both."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -17,7 +18,7 @@ def place(model, text, tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_train_and_generate(invoke, place):
+def test_train_and_generate(invoke, refused, place):
     out = place / "out"
     done = invoke("tandem", "train", "model", "text.txt", "--out", out, *TRAIN)
     assert done.exit_code == 0, done.exception
@@ -51,6 +52,12 @@ def test_train_and_generate(invoke, place):
     assert streamed.stdout.strip() == ("line" + texts[0]).strip()
     sampled = [invoke(*command, "--temperature", "0.9", "--seed", "3", "--json").stdout for _ in range(2)]
     assert json.loads(sampled[0])["text"] == json.loads(sampled[1])["text"]
+    for file in ("projections.safetensors", "secondary/model.safetensors"):
+        os.truncate(out / file, (out / file).stat().st_size - 1)
+        code, said = refused(*command)
+        assert code == 1
+        assert file.rpartition("/")[2] in said
+        assert "again" in said
 
 
 def test_a_primary_with_few_positions_is_read_as_far_as_they_go(invoke, refused, place, chat_model):

@@ -65,6 +65,19 @@ def test_a_table_gives_its_column_text(taught, model, invoke, tmp_path):
     assert lines.stdout.splitlines() == whole.stdout.splitlines()[:2]
 
 
+def test_a_damaged_question_is_named(taught, tmp_path, refused):
+    place = tmp_path / "damaged"
+    place.mkdir()
+    for text, words in (
+        ("{", "labels.json is no JSON"),
+        ('{"pattern": "a"}', "labels.json is not what nonet finetune writes"),
+    ):
+        (place / "labels.json").write_text(text)
+        code, said = refused("predict", place, taught / "texts.txt")
+        assert code == 1
+        assert words in said
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

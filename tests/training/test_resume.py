@@ -168,10 +168,10 @@ def test_a_training_goes_on_only_with_what_it_rests_on(name, change, what, place
 def test_a_damaged_checkpoint_is_named(place):
     file = place / "full" / "checkpoint" / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"optimizer\.safetensors is damaged .* another --out"):
+    with pytest.raises(ValueError, match=r"optimizer\.safetensors is no whole safetensors file"):
         RUNS["full"](place / "full", resume=True)
     (place / "full" / "checkpoint" / "about.json").write_text('{"step": 2')
-    with pytest.raises(ValueError, match=r"about\.json is damaged"):
+    with pytest.raises(ValueError, match=r"about\.json is no JSON"):
         RUNS["full"](place / "full", resume=True)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nonet.files import read_json, to_json
 from nonet.prompt import PET, Pattern, Verbalizer
 
 FILE = "labels.json"
@@ -34,8 +34,7 @@ class Question:
 
     def save(self, directory: Path) -> None:
         """Writes ``labels.json`` into a directory."""
-        text = json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
-        (directory / FILE).write_text(text, encoding="utf-8")
+        (directory / FILE).write_text(to_json(asdict(self)), encoding="utf-8")
 
 
 def load_question(directory: Path) -> Question:
@@ -51,6 +50,8 @@ def load_question(directory: Path) -> Question:
             "labelled examples"
         )
     try:
-        return Question(**json.loads(file.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{file} is damaged ({error}); teach the labels again") from error
+        return Question(**read_json(file))
+    except TypeError as error:  # other fields
+        raise ValueError(
+            f"{file} is not what nonet finetune writes: {error}; teach the labels again"
+        ) from error

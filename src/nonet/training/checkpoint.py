@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
+from nonet.files import read_json, read_tensors, to_json
 from nonet.training.randomness import random_states, set_random_states
 from nonet.training.trainer import DivergedError
 
@@ -50,8 +49,7 @@ def save_checkpoint(
     }
     save_file(moments, str(fresh / OPTIMIZER))
     save_file(random_states(), str(fresh / RANDOM))
-    text = json.dumps(about, indent=1, allow_nan=False) + "\n"
-    (fresh / ABOUT).write_text(text, encoding="utf-8")
+    (fresh / ABOUT).write_text(to_json(about), encoding="utf-8")
     if place.exists():
         place.rename(old)
     fresh.rename(place)
@@ -67,11 +65,7 @@ def read_about(directory: Path) -> dict[str, Any] | None:
     place = _place(directory)
     if place is None:
         return None
-    try:
-        about: dict[str, Any] = json.loads((place / ABOUT).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _damaged(place / ABOUT, error) from error
-    return about
+    return read_json(place / ABOUT)
 
 
 def load_checkpoint(
@@ -84,7 +78,7 @@ def load_checkpoint(
     """
     place = _place(directory)
     assert place is not None
-    kept, moments, states = (_read(place / name) for name in (MODEL, OPTIMIZER, RANDOM))
+    kept, moments, states = (read_tensors(place / name) for name in (MODEL, OPTIMIZER, RANDOM))
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if kept.keys() != trained.keys():
         other = sorted(kept.keys() ^ trained.keys())
@@ -115,17 +109,6 @@ def _place(directory: Path) -> Path | None:
         if (directory / f"{NAME}{end}" / ABOUT).exists():
             return directory / f"{NAME}{end}"
     return None
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise _damaged(file, error) from error
-
-
-def _damaged(file: Path, error: Exception) -> ValueError:
-    return ValueError(f"{file} is damaged ({error}); begin again with another --out")
 
 
 class Keeper(TrainerCallback):

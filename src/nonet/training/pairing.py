@@ -16,7 +16,7 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from nonet.data import EncodedCorpus, encode_corpus, load_corpus, training_windows, validation_windows
-from nonet.document import to_json
+from nonet.files import to_json
 from nonet.hf.card import card, code_of_tandem
 from nonet.hf.positions import check_room, room
 from nonet.hf.pretrained import load_pretrained

@@ -12,7 +12,7 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from nonet.data import encode_corpus, load_corpus, load_tokenizer, training_windows, validation_windows
-from nonet.document import to_json
+from nonet.files import to_json
 from nonet.hf.card import card, code_of_model
 from nonet.model import LEARNING_RATES, NonetConfig, NonetForCausalLM, preset
 from nonet.model.presets import SIZES

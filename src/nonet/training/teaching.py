@@ -11,7 +11,7 @@ import torch
 from transformers import set_seed
 from transformers.utils import logging
 
-from nonet.document import to_json
+from nonet.files import to_json
 from nonet.hf.pretrained import load_pretrained
 from nonet.training.finetune import WHOLE, Tuning, adapt, keep
 from nonet.training.fingerprint import of_model, of_tokenizer
