@@ -70,7 +70,7 @@ class Asked:
     def ids(self, tokenizer: Any) -> Tensor:
         """Returns the tokens ``(1, T)`` to continue: those that training shows before a text, too."""
         if self.chat:
-            return torch.tensor([chat_ids(tokenizer, [{"role": "user", "content": self.prompt}])])
+            return torch.tensor([chat_ids(tokenizer, [("user", self.prompt)])])
         return torch.tensor([prompt_ids(tokenizer, self.prompt)])
 
     def new(self, model: Any, length: int, ahead: int = 0) -> int:

@@ -64,7 +64,7 @@ def test_a_prompt_has_the_tokens_of_training(chat_model):
     ids = asked("hello").ids(tokenizer).tolist()
     assert ids == [prompt_ids(tokenizer, "hello")] == [tokenizer("hello")["input_ids"]]
     ids = asked("hello", chat=True).ids(tokenizer).tolist()
-    assert ids == [chat_ids(tokenizer, [{"role": "user", "content": "hello"}])]
+    assert ids == [chat_ids(tokenizer, [("user", "hello")])]
     assert ids[0].count(tokenizer.bos_token_id) == 1
 
 

@@ -83,7 +83,7 @@ def test_a_bad_record_of_a_table_is_named(tmp_path):
 
 def test_what_cannot_serve_says_what_could(tmp_path):
     with pytest.raises(
-        ValueError, match="line 1: must have prompt and completion, or text and label, or text"
+        ValueError, match="line 1: must have messages, or prompt and completion, or text and label, or text"
     ):
         read_examples(write(tmp_path / "a.jsonl", [{"words": "x"}]))
     with pytest.raises(ValueError, match="has 3 examples; at least 10"):
@@ -166,3 +166,29 @@ def test_another_encoding_is_named(encoding, name, tmp_path):
         (tmp_path / file).write_text("text,label\n" + "a,b\n" * 20, encoding=encoding)
         with pytest.raises(ValueError, match=f"it is {name} .*iconv -f {name} -t UTF-8"):
             load_corpus(tmp_path / file)
+
+
+def test_a_conversation_keeps_roles_and_what_is_said(tmp_path):
+    said = [{"role": "user", "content": "a", "name": "x"}, {"role": "assistant", "content": "b"}]
+    found = read_examples(write(tmp_path / "a.jsonl", [{"messages": said, "id": 1}] * 20))
+    assert found.columns == ("messages",)
+    assert found.labels == ()
+    assert found.train[0].messages == (("user", "a"), ("assistant", "b"))
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        ("hello", "messages must be a list .* got 'hello'"),
+        ([], "must be a list with a message of the user before one of the assistant"),
+        ([{"role": "user", "content": "a"}], "before one of the assistant; got user"),
+        ([{"role": "assistant", "content": "a"}], "before one of the assistant; got assistant"),
+        ([{"role": "user", "content": None}], "message 1 must be an object with role and content, both text"),
+        ([{"from": "human", "value": "a"}], "message 1 must be an object with role and content"),
+        (["a"], "message 1 must be an object"),
+        ([{"role": "user", "content": "\ud83d"}], "message 1 holds '.*ud83d', half of a character"),
+    ],
+)
+def test_a_conversation_that_is_none_is_named(messages, words, tmp_path):
+    with pytest.raises(ValueError, match=f"a.jsonl, line 3: .*{words}"):
+        read_examples(write(tmp_path / "a.jsonl", ["", "", {"messages": messages}]))

@@ -14,11 +14,11 @@ from nonet.training.pairs import IGNORED, Pairs, conversation, padded, pair
 from nonet.training.speed import make_prompts
 
 CHAT = [
-    {"role": "system", "content": "be brief"},
-    {"role": "user", "content": "one?"},
-    {"role": "assistant", "content": "1"},
-    {"role": "user", "content": "two?"},
-    {"role": "assistant", "content": "2"},
+    ("system", "be brief"),
+    ("user", "one?"),
+    ("assistant", "1"),
+    ("user", "two?"),
+    ("assistant", "2"),
 ]
 
 
@@ -72,7 +72,8 @@ def test_a_long_prompt_keeps_its_first_token_and_its_end(chat_tokenizer):
 def test_each_answer_of_a_conversation_follows_what_asks_for_it(chat_tokenizer):
     item = conversation(CHAT, chat_tokenizer, 200)
     ids, labels = item["input_ids"].tolist(), item["labels"].tolist()
-    assert ids == chat_tokenizer.apply_chat_template(CHAT, tokenize=True)["input_ids"]
+    whole = [{"role": role, "content": content} for role, content in CHAT]
+    assert ids == chat_tokenizer.apply_chat_template(whole, tokenize=True)["input_ids"]
     for until, answer in ((2, b"1"), (4, b"2")):
         asked = chat_ids(chat_tokenizer, CHAT[:until])
         assert ids[: len(asked)] == asked

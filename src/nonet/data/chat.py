@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-Message: TypeAlias = dict[str, str]  # role and content
+Message: TypeAlias = tuple[str, str]  # role and content
 
 
 def chat_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
@@ -29,7 +29,7 @@ def turns(tokenizer: Any, messages: Sequence[Message]) -> list[tuple[list[int], 
     found: list[tuple[list[int], bool]] = []
     done = ""
     for i, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message[0] != "assistant":
             continue
         asked = render(tokenizer, messages[:i], ask=True)
         said = render(tokenizer, messages[: i + 1], ask=False)
@@ -56,7 +56,8 @@ def render(tokenizer: Any, messages: Sequence[Message], *, ask: bool) -> str:
     from jinja2 import TemplateError  # which Transformers needs for templates, and for nothing else
 
     try:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
+        said = [{"role": role, "content": content} for role, content in messages]
+        return tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=ask)
     except TemplateError as error:
         raise ValueError(f"the chat template does not take these messages ({error})") from error
 

@@ -26,13 +26,16 @@ _PART = 10  # one example in ten validates, one tests, the rest trains
 class Example:
     """One row of a table: a text; a text with its label; a prompt (``text``) with its completion; or a chat.
 
-    The messages of a chat each have ``role`` and ``content``; its ``text`` is that of the first.
+    The messages of a chat are pairs of a role and what is said; its ``text`` is that of the first.
     """
 
     text: str
     label: str | None = None
     completion: str | None = None
     messages: tuple[Message, ...] | None = None
+
+    def __post_init__(self) -> None:
+        freeze_lists(self)
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ def _columns(row: dict[str, Any], kinds: Sequence[tuple[str, ...]], where: str) 
 def _example(row: dict[str, Any], columns: tuple[str, ...], where: str) -> Example:
     if columns == ("messages",):
         messages = _messages(row.get("messages"), where)
-        return Example(messages[0]["content"], messages=messages)
+        return Example(messages[0][1], messages=messages)
     for name in columns:
         value = row.get(name)
         fine = isinstance(value, str) or (name == "label" and isinstance(value, int | bool))
@@ -166,7 +169,7 @@ def _example(row: dict[str, Any], columns: tuple[str, ...], where: str) -> Examp
 
 
 def _messages(value: Any, where: str) -> tuple[Message, ...]:
-    """Returns the turns of a conversation, each with its role and content alone."""
+    """Returns the turns of a conversation, each with its role and what is said."""
     found: list[Message] = []
     for turn in value if isinstance(value, list) else ():
         said = {name: turn.get(name) for name in ("role", "content")} if isinstance(turn, dict) else {}
@@ -175,10 +178,9 @@ def _messages(value: Any, where: str) -> tuple[Message, ...]:
                 f"{where}: message {len(found) + 1} must be an object with role and content, both text; "
                 f"got {repr(turn)[:60]}"
             )
-        message = {name: str(text) for name, text in said.items()}
-        _check_whole(message["content"], f"{where}: message {len(found) + 1}")
-        found.append(message)
-    roles = [message["role"] for message in found]
+        _check_whole(str(said["content"]), f"{where}: message {len(found) + 1}")
+        found.append((str(said["role"]), str(said["content"])))
+    roles = [role for role, _ in found]
     if "assistant" not in roles or roles[0] == "assistant":
         raise ValueError(
             f"{where}: messages must be a list with a message of the user before one of the assistant; "

@@ -108,8 +108,7 @@ def _item(example: Example, tokenizer: Any, tuning: Tuning) -> Item:
         return conversation(example.messages, tokenizer, tuning.window)
     completion = example.completion or ""
     if tuning.chat:
-        said = [("user", example.text), ("assistant", completion)]
-        messages = [{"role": role, "content": content} for role, content in said]
+        messages = [("user", example.text), ("assistant", completion)]
         return conversation(messages, tokenizer, tuning.window)
     return pair(example.text, completion, tokenizer, tuning.window)
 

@@ -76,7 +76,7 @@ def conversation(messages: Sequence[Message], tokenizer: Any, length: int) -> It
     Raises:
         ValueError: a single exchange is too long, or the tokenizer has no chat template that serves.
     """
-    system = [message for message in messages[:1] if message["role"] == "system"]
+    system = [message for message in messages[:1] if message[0] == "system"]
     rest = list(messages[len(system) :])
     while True:
         stretches = turns(tokenizer, [*system, *rest])
@@ -86,9 +86,9 @@ def conversation(messages: Sequence[Message], tokenizer: Any, length: int) -> It
         if len(stretches) == 2:
             raise ValueError(
                 f"window={length} is too short for an exchange of {size} tokens; give a longer one: "
-                f"{messages[len(system)]['content'][:40]!r}"
+                f"{messages[len(system)][1][:40]!r}"
             )
-        said = next(i for i, message in enumerate(rest) if message["role"] == "assistant")
+        said = next(i for i, message in enumerate(rest) if message[0] == "assistant")
         rest = rest[said + 1 :]
 
 
