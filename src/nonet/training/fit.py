@@ -186,5 +186,5 @@ def steps_of(steps: int | None, tokens: int | None, batch: int, window: int, def
 
 def _aside(measure: Callable[[], str]) -> str:
     """Measures without a trace in the random numbers of training, which a resumed run measures elsewhere."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         return measure()
