@@ -52,6 +52,12 @@ def check_shape(name: str, tensor: Tensor, letters: str, sizes: dict[str, int]) 
     sizes.update(learned)
 
 
+def check_slopes(alibi_slopes: Tensor | None, sizes: dict[str, int]) -> None:
+    """Checks that ALiBi's slopes, if given, are one a head or one a row and head."""
+    if alibi_slopes is not None:
+        check_shape("alibi_slopes", alibi_slopes, "H" if alibi_slopes.dim() == 1 else "B H", sizes)
+
+
 def check_floating(**tensors: Tensor | None) -> None:
     """Checks that all tensors given are floating, of one dtype and on one device."""
     given = {name: t for name, t in tensors.items() if t is not None}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 LinearFactory = Callable[..., nn.Module]  # (in_features, out_features, bias=False)
+Lengths = int | Tensor  # tokens of a context without its padding: of all rows, or of each row (B,)
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Context:
     starts: Tensor | None = None  # (B,) left padding
     ends: Tensor | None = None  # (B,) right padding
     rotation: Rotation | None = None
-    slopes: Tensor | None = None  # (H,) of ALiBi
+    slopes: Tensor | None = None  # (H,) or (B, H) of ALiBi
     shared: nn.ModuleDict | None = None  # what mixers of one name share over the layers
     memo: Callable[[Callable[[], Any]], Any] = _just_choose  # a Memo where a pass is recomputed
     _key_places: Tensor | None = None
@@ -169,10 +170,10 @@ class Position(nn.Module):
         """Returns ``(B, T, E)`` to add to the tokens at ``places`` ``(B, T)``, or None."""
         return None
 
-    def rotation(self, length: int) -> Rotation | None:
+    def rotation(self, length: Lengths) -> Rotation | None:
         """Returns the rotation of queries and keys for a context of ``length`` tokens, or None."""
         return None
 
-    def slopes(self, length: int) -> Tensor | None:
-        """Returns the ``(H,)`` slopes of a linear bias for a context of ``length``, or None."""
+    def slopes(self, length: Lengths) -> Tensor | None:
+        """Returns slopes ``(H,)`` or ``(B, H)`` of a linear bias for a context of ``length``, or None."""
         return None

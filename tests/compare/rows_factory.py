@@ -104,8 +104,8 @@ def make_row(cell: dict[str, Any], **changed: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def fail(cell: dict[str, Any], error: str) -> dict[str, Any]:
-    return {"format": 1, "cell": cell, "state": "failed", "error": error}
+def fail(cell: dict[str, Any], error: str, state: str = "failed") -> dict[str, Any]:
+    return {"format": 1, "cell": cell, "state": state, "error": error}
 
 
 def find(rows: list[dict[str, Any]], slot: str, name: str, kind: str = "") -> list[dict[str, Any]]:

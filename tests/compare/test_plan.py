@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from compare_helpers import make_work
 
-from nonet.compare.cost import Step, seconds_of, tokens_for
+from nonet.compare.cost import Step, least_seconds, seconds_of, tokens_for
 from nonet.compare.pairing import KINDS
 from nonet.compare.plan import AROUND, BASELINE, INSIDE, Cell, Plan, cells, choose
 from nonet.compare.scale import QUICK_AROUND, scales
@@ -110,8 +110,10 @@ def test_a_budget_becomes_tokens_on_a_coarse_grid():
     slower = {c.combo: Step(0.0105, 1, 1) for c in planned}
     assert tokens_for(120.0, planned, slower, WORK) == tokens
     assert tokens_for(1200.0, planned, steps, WORK) > tokens
-    with pytest.raises(ValueError, match="too short for 2 cells"):
-        tokens_for(1.0, planned, steps, WORK)
+    assert tokens_for(1.0, planned, steps, WORK) is None
+    least = least_seconds(planned, steps, WORK)
+    assert tokens_for(least - 0.01, planned, steps, WORK) is None
+    assert tokens_for(least + 0.01, planned, steps, WORK) == 16 * WORK.batch * WORK.window
 
 
 def test_a_budget_of_a_pretrained_model_counts_what_is_trained():
@@ -126,11 +128,12 @@ def test_a_budget_of_a_pretrained_model_counts_what_is_trained():
     whole = [replace(c, work=replace(work, tokens=tokens)) for c in planned]
     assert 60 < sum(seconds_of(c, steps[c.combo]) for c in whole) <= 120
     assert tokens_for(60.0, (alone,), steps, work) == work.tokens
+    assert tokens_for(5.0, (alone,), steps, work) is None
 
 
 def test_a_quick_comparison_does_less():
     for slots in (INSIDE, AROUND):
-        full, quick = scales(slots)
+        full, quick, *_ = scales(slots)
         assert quick.tokens < full.tokens
         assert quick.seeds < full.seeds
     assert scales(("pairing",))[1] is QUICK_AROUND

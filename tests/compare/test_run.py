@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -56,6 +57,52 @@ def test_a_cell_that_raises_is_a_row_that_says_why(tmp_path):
     assert row["error"].startswith("ValueError: the text")
 
 
+def test_a_training_that_diverges_is_a_row_that_says_so(tmp_path):
+    plan, out = make_plan(tmp_path), tmp_path / "out"
+    wild, calm = (
+        replace(cell, learning_rate=rate) for cell, rate in zip(plan.cells, (1e30, 1e-3), strict=True)
+    )
+    plan = replace(plan, cells=(wild, calm))
+    run.begin(plan, out)
+    assert run.run(plan, out, lambda *_: None) == 1
+    first, second = read_rows(out / run.ROWS)
+    assert (first["state"], second["state"]) == ("diverged", "done")
+    assert first["error"].startswith("DivergedError: a weight is not finite after training at learning rate")
+    for line in (out / run.ROWS).read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+
+
+def test_files_in_the_current_directory_are_not_run(tmp_path, monkeypatch):
+    plan = make_plan(tmp_path)
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("json", "jaxtyping", "random", "nonet"):
+        (here / f"{name}.py").write_text("raise SystemExit('a file of the current directory was run')\n")
+    monkeypatch.chdir(here)
+    row = run.run_in_process(replace(plan.cells[0], learning_rate=1e30), lambda *_: None)
+    assert row["state"] == "diverged", row["error"]  # far enough: it has trained
+
+
+def test_what_a_library_prints_is_not_taken_for_a_row():
+    code = (
+        "import os\nfrom nonet.compare import worker\n"
+        "def noisy(value, report):\n"
+        "    print('from Python')\n    os.write(1, b'from C\\n')\n    report(0.5, 'half')\n"
+        "    return {'loss': float('nan')}\n"
+        "worker.run_cell = noisy\nworker.main()"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        process.stdin.write("{}\n")
+        process.stdin.flush()
+        found = [json.loads(line, parse_constant=pytest.fail) for line in process.stdout]
+        printed = process.stderr.read()
+    assert found == [{"share": 0.5, "doing": "half"}, {"row": {"loss": None}}]
+    assert sorted(printed.split()) == ["C", "Python", "from", "from"]
+
+
 def test_a_worker_leaves_when_its_parent_is_killed(tmp_path):
     plan = make_plan(tmp_path, tokens=32 * 4 * 100_000)
     (tmp_path / "cell.json").write_text(json.dumps(plan.cells[0].to_json()))
@@ -81,7 +128,34 @@ def test_folders_that_cannot_serve_are_refused(tmp_path):
     run.begin(plan, out)
     with pytest.raises(ValueError, match="--resume, or name another --out"):
         run.begin(plan, out)
-    for damaged in ("{", '{"format": 99}', '{"format": 1}'):
+    whole = plan.to_json()
+    older = {**whole, "cells": [{**c, "work": {"size": "tiny"}} for c in whole["cells"]]}
+    for damaged, words in (
+        ("{", "not valid JSON"),
+        ('{"format": 99}', "of format 99, and this nonet reads format 1"),
+        ('{"format": 1}', "is no plan that nonet"),
+        ('{"format": 1, "cells": {}}', "is no plan that nonet"),
+        (json.dumps({**whole, "cells": []}), "is no plan that nonet"),
+        (json.dumps({**older, "environment": {"nonet": "0.0.9"}}), "written by nonet 0.0.9"),
+    ):
         (out / run.PLAN).write_text(damaged)
-        with pytest.raises(ValueError, match="plan"):
+        with pytest.raises(ValueError, match=words) as refused:
             run.opened(out)
+        assert "--out" in str(refused.value)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="file is a file; name a folder"):
+        run.check_new(tmp_path / "file" / "out")
+    monkeypatch.setattr(run.os, "access", lambda place, mode: False)
+    with pytest.raises(PermissionError, match="cannot be written; name another --out"):
+        run.check_new(tmp_path / "a" / "b")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "report.html"])
+def test_a_folder_with_remains_of_another_comparison_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("")
+    with pytest.raises(ValueError, match=f"holds {name}"):
+        run.check_new(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 from rows_factory import fail, make_plan, make_rows, write
 
 from nonet.compare import store
-from nonet.compare.store import append_row, finished, read_plan, read_rows, write_atomically
+from nonet.compare.store import append_row, as_json, finished, read_plan, read_rows, write_atomically
 
 
 def _row(number):
@@ -62,6 +62,11 @@ def test_numbers_that_are_not_finite_are_missing(tmp_path):
     assert read_rows(path)[0]["values"] == [1.5, None, {"x": None}]
     path.write_text('{"format": 1, "x": NaN}\n')
     assert read_rows(path) == [{"format": 1, "x": None}]
+
+
+def test_json_is_what_every_parser_accepts():
+    text = as_json({"x": [float("nan"), 1.5], "y": float("-inf")}, indent=1)
+    assert json.loads(text, parse_constant=pytest.fail) == {"x": [None, 1.5], "y": None}
 
 
 def test_a_full_disk_says_where_and_keeps_what_was_there(tmp_path, monkeypatch):

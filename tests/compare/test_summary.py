@@ -6,7 +6,7 @@ from rows_factory import WINDOW, fail, find, make_plan, make_rows, set_quality, 
 from nonet import registry
 from nonet.compare.advice import advise
 from nonet.compare.crossover import Point, crossover
-from nonet.compare.spread import Estimate, differ, estimate, half_of_difference, student_t
+from nonet.compare.spread import Estimate, band, differ, estimate, half_of_difference, student_t
 from nonet.compare.summary import summarise
 
 
@@ -57,6 +57,21 @@ def test_a_difference_counts_when_it_exceeds_its_interval():
     assert not differ(a, Estimate((2.429,)), floor=0.02)
     assert differ(a, Estimate((2.431,)), floor=0.02)
     assert differ(Estimate((1.0, 1.0)), Estimate((1.1, 1.1)), floor=0.5)
+    assert not differ(Estimate((1.0,)), Estimate((1.0,)))
+
+
+@pytest.mark.parametrize(("low", "apart"), [(1.25, True), (1.2, False), (1.1, False)])
+def test_with_one_seed_ranges_of_repeats_must_not_overlap(low, apart):
+    slow, fast = Estimate((1.4,), low, 1.5), Estimate((1.0,), 0.9, 1.2)
+    assert differ(slow, fast) == differ(fast, slow) == apart
+    assert not differ(slow, fast, floor=0.5)
+    several = [Estimate((e.mean, e.mean), e.low, e.high) for e in (slow, fast)]
+    assert differ(*several)  # which say by themselves how far a repetition differs
+
+
+def test_a_band_goes_from_the_20th_to_the_80th_percentile():
+    assert band([5.0, 1.0, 2.0, 4.0, 3.0, 6.0]) == (2.0, 5.0)
+    assert band([1.0]) == (1.0, 1.0)
 
 
 # Crossover lengths
@@ -65,7 +80,7 @@ def test_a_difference_counts_when_it_exceeds_its_interval():
 def test_crossover_is_where_two_powers_of_the_length_meet():
     lengths = (64, 128, 256, 512)
     found = crossover(_points({n: 300.0 * n for n in lengths}), _points({n: float(n * n) for n in lengths}))
-    assert (found.kind, found.longest, found.clear) == ("from", 512, True)
+    assert (found.kind, found.longest, found.level, found.dearer) == ("from", 512, None, 256)
     assert found.length == pytest.approx(300)
     assert found.ratio == pytest.approx(300 / 512)
     assert str(found) == "from about 300"
@@ -81,14 +96,43 @@ def test_crossover_must_last_to_the_end():
 def test_crossover_always_never_and_unknown():
     reference = _points({128: 1.0, 1024: 2.0})
     assert str(crossover(_points({128: 0.5, 1024: 0.5}), reference)) == "always"
-    assert str(crossover(_points({128: 1.0, 1024: 2.0}), reference)) == "none up to 1,024"
+    assert str(crossover(_points({128: 1.1, 1024: 2.1}), reference)) == "none up to 1,024"
+    assert str(crossover(_points({128: 1.0, 1024: 2.0}), reference)) == "level from 128 to 1,024"
     assert crossover(_points({256: 1.0}), reference) is None
     assert crossover([], reference) is None
 
 
-def test_crossover_knows_when_ranges_overlap():
-    found = crossover([Point(8, 1.0, 0.9, 1.2)], [Point(8, 1.1, 1.0, 1.3)])
-    assert (found.kind, found.clear) == ("always", False)
+def _timed(values, spread=0.1):
+    return [Point(x, y, y * (1 - spread), y * (1 + spread)) for x, y in values.items()]
+
+
+@pytest.mark.parametrize(
+    ("mine", "words"),
+    [
+        ({256: 1.0, 512: 1.0, 1024: 1.0, 2048: 0.9}, "level from 256 to 2,048"),
+        ({256: 2.0, 512: 2.0, 1024: 2.0, 2048: 0.9}, "level at 2,048"),
+        ({256: 2.0, 512: 1.1, 1024: 0.95, 2048: 0.5}, "from 2,048, level from 512 to 1,024"),
+        ({256: 1.0, 512: 0.5, 1024: 0.5, 2048: 0.5}, "from 512, level at 256"),
+        ({256: 2.0, 512: 2.0, 1024: 0.5, 2048: 0.5}, "from about 720"),
+        ({256: 0.5, 512: 0.5, 1024: 0.5, 2048: 0.5}, "always"),
+        ({256: 0.5, 512: 0.5, 1024: 0.5, 2048: 2.0}, "none up to 2,048"),
+    ],
+)
+def test_no_crossover_is_stated_within_the_spread(mine, words):
+    assert str(crossover(_timed(mine), _timed(dict.fromkeys(mine, 1.0)))) == words
+
+
+def test_decoding_that_seems_to_fall_with_the_context_is_noise_and_gives_no_crossover():
+    exact = [Point(256, 7e-4, 6e-4, 9e-4), Point(1024, 9e-4, 7e-4, 1.5e-3), Point(2048, 1.1e-3, 8e-4, 1.6e-3)]
+    mine = [Point(256, 9e-4, 8e-4, 1.3e-3), Point(1024, 1.4e-3, 8e-4, 2e-3), Point(2048, 8e-4, 7e-4, 1.4e-3)]
+    assert str(crossover(mine, exact)) == "level from 256 to 2,048"
+
+
+def test_several_seeds_decide_by_their_interval_and_not_by_the_widest_range():
+    wide = (0.5, 3.0)
+    mine = [Point(8, 1.0, *wide, (0.99, 1.0, 1.01))]
+    assert crossover(mine, [Point(8, 2.0, *wide, (1.99, 2.0, 2.01))]).kind == "always"
+    assert crossover(mine, [Point(8, 2.0, *wide, (0.5, 2.0, 3.5))]).kind == "level"
 
 
 # Numbers
@@ -134,6 +178,28 @@ def test_equal_time_is_read_where_the_fastest_ends():
     find(rows, "linear", "dense")[0]["train"]["curve"][-1]["seconds"] = 12.0
     between = _entry(_slots(plan, rows)["linear"], "ternary").number("timed")
     assert between == pytest.approx(2.75 - 0.125 * math.log(12 / 10) / math.log(15 / 10))
+
+
+def test_numbers_that_rest_on_time_carry_the_range_of_their_repeats():
+    plan = make_plan(seeds=(0,), slots=("linear",))
+    rows = make_rows(plan)
+    set_quality(rows, "linear", "ternary", [2.0])
+    set_seconds(rows, "linear", "dense", 20.0)
+    set_seconds(rows, "linear", "ternary", 40.0)
+    (row,) = find(rows, "linear", "ternary")
+    step = row["decode"][-1]["step"]
+    even = _entry(_slots(plan, rows)["linear"], "ternary").numbers
+    assert (even["step"].low, even["step"].high) == (step["low"], step["high"])
+    assert even["speed"].low == pytest.approx(even["speed"].high)
+    assert even["timed"].low == pytest.approx(even["timed"].high)
+    assert (even["quality"].low, even["quality"].high) == (None, None)
+    for point in row["train"]["curve"][2:]:  # one stretch took three times as long as the others
+        point["seconds"] += 10.0
+    for point in row["train"]["curve"][3:]:
+        point["seconds"] += 10.0
+    uneven = _entry(_slots(plan, rows)["linear"], "ternary").numbers
+    assert uneven["speed"].low < uneven["speed"].mean <= uneven["speed"].high
+    assert uneven["timed"].low <= uneven["timed"].mean < uneven["timed"].high
 
 
 def test_parameters_are_held_to_the_median():

@@ -4,6 +4,7 @@ import torch
 from transformers import FalconMambaConfig, FalconMambaForCausalLM, MambaConfig, MambaForCausalLM
 
 import nonet
+from nonet.ecosystem import cache_argument
 from nonet.testing import assert_within_budget
 
 KINDS = {
@@ -39,6 +40,11 @@ def pair(kind="mamba", dtype=torch.float32, **fields):
     """The model as Transformers computes it, and a copy of it as nonet does."""
     slow = make(kind, dtype, **fields)
     return slow, nonet.accelerate(copy.deepcopy(slow))
+
+
+def cached(cache):
+    """A cache as the argument of a Mamba model in the installed version of Transformers."""
+    return cache_argument(MambaForCausalLM.forward, cache)
 
 
 def tokens(rows=2, length=23, seed=0):

@@ -9,11 +9,10 @@ import accelerate as hooks
 import peft
 import pytest
 import torch
-from hf_models import KINDS, assert_same, make, mixers, pair, tokens
+from hf_models import KINDS, assert_same, cached, make, mixers, pair, tokens
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
-    Cache,
     LlamaConfig,
     LlamaForCausalLM,
     Mamba2Config,
@@ -23,6 +22,7 @@ from transformers import (
 from transformers.models.mamba import modeling_mamba
 
 import nonet
+from nonet.ecosystem import returned_cache
 from nonet.select import UnsupportedError
 from nonet.testing import assert_within_budget
 
@@ -162,8 +162,8 @@ def test_it_compiles_to_one_graph(kind):
         loss = run(ids, attention_mask=mask, labels=ids, use_cache=False).loss
         loss.backward()
         with torch.no_grad():
-            cache = model(ids, attention_mask=mask, use_cache=True).cache_params
-            after = run(ids[:, :1], cache_params=cache).logits
+            cache = returned_cache(model(ids, attention_mask=mask, use_cache=True))
+            after = run(ids[:, :1], **cached(cache)).logits
         outs.append([after, *(weight.grad for weight in model.parameters())])
     for values in zip(*outs, strict=True):
         assert_within_budget(*values, "compiled", scale=values[-1].abs().max().item())
@@ -248,7 +248,7 @@ def test_quantised_projections_are_called():
     assert model.nonet_report.changed == NAMES
     with torch.no_grad():
         before = model(ids[:, :-1], use_cache=True)
-        after = model(ids[:, -1:], cache_params=before.cache_params)
+        after = model(ids[:, -1:], **cached(returned_cache(before)))
     assert_same(torch.cat([before.logits, after.logits], 1), expected)
 
 
@@ -334,13 +334,6 @@ def test_kernels_that_transformers_would_use_itself_are_left(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "mamba_ssm")
     nonet.accelerate(model)
     assert "mamba_ssm is installed" in _reasons(model)[NAMES[0]]
-
-
-def test_an_older_transformers_is_refused(monkeypatch):
-    monkeypatch.delattr(Cache, "get_conv_state")
-    monkeypatch.delitem(sys.modules, "nonet.hf.mamba")
-    with pytest.raises(ImportError, match=r"needs Transformers 5\.22 or later"):
-        importlib.import_module("nonet.hf.mamba")
 
 
 def test_importing_the_package_imports_neither_torch_nor_transformers():

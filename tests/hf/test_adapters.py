@@ -45,6 +45,7 @@ def adapted(kind, model):
 KINDS = [LoraConfig(rank=4), PromptTuning(length=3), PrefixTuning(length=3), PTuning(length=3)]
 
 
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")  # by PEFT
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: type(kind).__name__)
 def test_the_directory_is_read_by_peft_and_here(kind, tmp_path):
     model = adapted(kind, fresh())

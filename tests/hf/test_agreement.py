@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
-from hf_models import KINDS, mixers, pair, tokens
+from hf_models import KINDS, cached, mixers, pair, tokens
 
+from nonet.ecosystem import returned_cache
 from nonet.testing import assert_within_budget
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -103,7 +104,7 @@ def test_autocast_is_respected(kind):
         narrow = model.dtype == torch.float32
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=narrow):
             out = model(ids, use_cache=True)
-            more = model(ids[:, :1], cache_params=out.cache_params)
+            more = model(ids[:, :1], **cached(returned_cache(out)))
         return [torch.cat([out.logits, more.logits], 1).to(torch.bfloat16 if narrow else model.dtype)]
 
     _budget("under autocast", run, slow, fast)

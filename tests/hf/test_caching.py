@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
-from hf_models import KINDS, assert_same, assert_states, make, mixers, pair, tokens
+from hf_models import KINDS, assert_same, assert_states, cached, make, mixers, pair, tokens
 from torch import nn
 from transformers import DynamicCache
 
 import nonet
 import nonet.hf.mamba as layer
+from nonet.ecosystem import returned_cache
 from nonet.testing import assert_within_budget
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -32,8 +33,8 @@ def _in_chunks(model, ids, sizes, cache=None):
     parts, at = [], 0
     with torch.no_grad():
         for size in sizes:
-            out = model(ids[:, at : at + size], cache_params=cache, use_cache=True)
-            cache, at = out.cache_params, at + size
+            out = model(ids[:, at : at + size], use_cache=True, **cached(cache))
+            cache, at = returned_cache(out), at + size
             parts.append(out.logits)
     return torch.cat(parts, 1), cache
 
@@ -61,7 +62,7 @@ def test_chunks_of_any_size_give_what_one_call_gives(sizes, kind, fields):
         whole = slow(ids, use_cache=True)
     logits, cache = _in_chunks(fast, ids, sizes)
     assert_same(logits, whole.logits, "logits")
-    assert_states(cache, whole.cache_params)
+    assert_states(cache, returned_cache(whole))
 
 
 @every_kind
@@ -157,7 +158,7 @@ def test_what_a_step_cannot_serve_goes_the_general_way(change, steps):
         torch.set_grad_enabled(change == "gradient"),
         torch.autocast("cpu", torch.bfloat16, enabled=change == "autocast"),
     ):
-        last = model(ids[:, 22:], cache_params=cache, attention_mask=mask).logits
+        last = model(ids[:, 22:], **cached(cache), attention_mask=mask).logits
     whole = {"hook": 1, "wrapper": 1, "own_forward": 1}.get(change, 0)  # the other layer still steps
     assert steps == [rows] * whole
     assert len(calls) == (change == "hook")
@@ -215,9 +216,9 @@ def test_gradients_pass_through_the_cache(kind, impl, sizes):
         model.zero_grad()
         cache, loss, at = None, 0.0, 0
         for size in cuts:
-            out = model(ids[:, at : at + size], cache_params=cache, use_cache=True)
+            out = model(ids[:, at : at + size], use_cache=True, **cached(cache))
             loss = loss + out.logits.square().sum()
-            cache, at = out.cache_params, at + size
+            cache, at = returned_cache(out), at + size
         loss.backward()
         grads.append({name: weight.grad.clone() for name, weight in model.named_parameters()})
     for name, whole in grads[0].items():
@@ -227,5 +228,5 @@ def test_gradients_pass_through_the_cache(kind, impl, sizes):
 def test_packed_rows_are_refused():
     mixer = mixers(pair()[1])[0]
     for name in ("cu_seqlens", "seq_idx"):
-        with pytest.raises(ValueError, match=name):
+        with pytest.raises(TypeError, match=f"MambaMixer does not understand {name}"):
             mixer(torch.randn(1, 4, 32), **{name: torch.tensor([0, 2, 4])})

@@ -425,6 +425,17 @@ def test_a_path_that_others_end_with_is_written_as_a_pattern(targets, tmp_path):
     assert_as(theirs(x).detach(), model(x).detach(), gold.detach(), "PEFT's")
 
 
+def test_a_module_in_full_may_have_buffers_of_whole_numbers():
+    def build():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)).eval()
+
+    model, x = train(add_lora(build(), LoraConfig(rank=2, targets=["0"], full=["1"]))), torch.ones(2, 4)
+    config, tensors = to_peft(model)
+    assert tensors["base_model.model.1.num_batches_tracked"].dtype == torch.int64
+    assert torch.equal(from_peft(build(), config, tensors)(x), model(x))
+
+
 def test_an_adapter_for_another_model_is_refused():
     config, tensors = to_peft(trained("llama", {}))
     with pytest.raises(ValueError, match="fits no module"):

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from hf_models import KINDS, assert_same, make, mixers, pair, tokens
+from hf_models import KINDS, assert_same, cached, make, mixers, pair, tokens
 from transformers import DynamicCache
+
+from nonet.ecosystem import returned_cache
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 # Real tokens of three rows: without padding, with some on the left, and one where only the last is real.
@@ -19,7 +21,7 @@ def _mask(counts, length, side="left"):
 def _alone(model, row):
     with torch.no_grad():
         out = model(row[None], use_cache=True)
-    return out.logits[0], out.cache_params
+    return out.logits[0], returned_cache(out)
 
 
 def _assert_row(out, row, mask, logits, cache):
@@ -27,7 +29,7 @@ def _assert_row(out, row, mask, logits, cache):
     if count := int(mask[row].sum()):
         assert_same(out.logits[row][mask[row].bool()], logits[-count:], f"row {row}")
     for i in range(2):
-        conv, ssm = out.cache_params.get_conv_state(i), out.cache_params.get_recurrent_state(i)
+        conv, ssm = returned_cache(out).get_conv_state(i), returned_cache(out).get_recurrent_state(i)
         assert_same(conv[row], cache.get_conv_state(i)[0], f"row {row}, convolution {i}")
         assert_same(ssm[row], cache.get_recurrent_state(i)[0], f"row {row}, recurrence {i}")
 
@@ -53,9 +55,9 @@ def test_padding_of_tokens_that_follow_a_cache(kind, bias, counts, longer):
     first, then = tokens(3, 12), tokens(3, max(counts), seed=1)
     before, mask = _mask(LEFT, 12), _mask(counts, max(counts))
     with torch.no_grad():
-        cache = model(first, attention_mask=before, use_cache=True).cache_params
+        cache = returned_cache(model(first, attention_mask=before, use_cache=True))
         given = torch.cat([before, mask], 1) if longer else mask
-        out = model(then, attention_mask=given, cache_params=cache, use_cache=True)
+        out = model(then, attention_mask=given, use_cache=True, **cached(cache))
     for row in range(3):
         seen = torch.cat([first[row][before[row].bool()], then[row][mask[row].bool()]])
         _assert_row(out, row, mask, *_alone(model, seen))
@@ -128,7 +130,7 @@ def test_a_cache_that_records_its_past_refuses_padding():
     cache = DynamicCache(config=model.config)
     cache.activate_past_recording()
     with pytest.raises(ValueError, match="records its past takes no padding"), torch.no_grad():
-        model(tokens(3, 12), attention_mask=_mask(LEFT, 12), cache_params=cache, use_cache=True)
+        model(tokens(3, 12), attention_mask=_mask(LEFT, 12), use_cache=True, **cached(cache))
 
 
 class TestWhatTransformersGetsWrong:
@@ -139,8 +141,8 @@ class TestWhatTransformersGetsWrong:
         ids = tokens()
         with torch.no_grad():
             whole = model(ids, use_cache=False).logits
-            cache = model(ids[:, :12], use_cache=True).cache_params
-            chunk = model(ids[:, 12:], cache_params=cache).logits
+            cache = returned_cache(model(ids[:, :12], use_cache=True))
+            chunk = model(ids[:, 12:], **cached(cache)).logits
         with pytest.raises(AssertionError, match="error"):
             assert_same(chunk, whole[:, 12:])
 
@@ -157,7 +159,7 @@ class TestWhatTransformersGetsWrong:
         model = make(dtype=torch.float64)
         ids = tokens(2, 12)
         with torch.no_grad():
-            padded = model(ids, attention_mask=_mask((12, 7), 12, "right"), use_cache=True).cache_params
+            padded = returned_cache(model(ids, attention_mask=_mask((12, 7), 12, "right"), use_cache=True))
         _, alone = _alone(model, ids[1, :7])
         with pytest.raises(AssertionError, match="error"):
             assert_same(padded.get_recurrent_state(0)[1], alone.get_recurrent_state(0)[0])
@@ -168,7 +170,7 @@ class TestWhatTransformersGetsWrong:
         outs = []
         for given in (torch.cat([mask, torch.ones(3, 1)], 1), None):
             with torch.no_grad():
-                cache = model(ids, attention_mask=mask, use_cache=True).cache_params
-                outs.append(model(ids[:, :1], attention_mask=given, cache_params=cache).logits)
+                cache = returned_cache(model(ids, attention_mask=mask, use_cache=True))
+                outs.append(model(ids[:, :1], attention_mask=given, **cached(cache)).logits)
         with pytest.raises(AssertionError, match="error"):
             assert_same(*outs)

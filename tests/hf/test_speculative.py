@@ -8,6 +8,7 @@ from hf_models import make as make_mamba
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 import nonet
+from nonet.ecosystem import CACHE, returned_cache
 from nonet.model import NonetConfig, NonetForCausalLM
 from nonet.tandem import Shortlist, Tandem, custom_generate, secondary_from, speculative_generate
 from nonet.tandem.cache import RollbackLayer, restore, rollback_cache, snapshot
@@ -254,8 +255,8 @@ def test_custom_generate_says_what_it_cannot_do():
         alone(primary, ids, custom_generate=function, num_beams=2)
     with pytest.raises(ValueError, match="output_scores"):
         alone(primary, ids, custom_generate=function, return_dict_in_generate=True, output_scores=True)
-    cache = primary(ids[:, :-1], use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="past_key_values holds tokens already"):
-        alone(primary, ids, custom_generate=function, past_key_values=cache)
+    cache = returned_cache(primary(ids[:, :-1], use_cache=True))
+    with pytest.raises(ValueError, match="cache holds tokens already"):
+        alone(primary, ids, custom_generate=function, **{CACHE: cache})
     with pytest.raises(ValueError, match="the tandem's own primary"):
         alone(llama(2), ids, custom_generate=Tandem(primary, llama(1, seed=3)).custom_generate)

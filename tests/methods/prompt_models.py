@@ -23,6 +23,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
+from nonet.ecosystem import CACHE
 from nonet.model import NonetConfig, NonetForCausalLM
 from nonet.prompt import PrefixTuning, PromptTuning, PTuning, add_prompt
 from nonet.registry import parts
@@ -114,7 +115,7 @@ def oracle(bare, model, ids, **kwargs):
     """Outputs of the plain model for the prompt of another and tokens without padding."""
     if "Prefix" in type(model.soft_prompt).__name__:
         places = P + torch.arange(ids.shape[1])[None]
-        return bare(ids, past_key_values=filled_cache(model, len(ids)), position_ids=places, **kwargs)
+        return bare(ids, position_ids=places, **{CACHE: filled_cache(model, len(ids))}, **kwargs)
     x = bare.get_input_embeddings()(ids)
     prompt = model.soft_prompt.encoder().to(x.dtype).expand(len(ids), -1, -1)
     out = bare(inputs_embeds=torch.cat([prompt, x], 1), **kwargs)

@@ -5,6 +5,7 @@ import torch
 from prompt_models import PROMPTS, add_prompt, make, padded, tokens
 from transformers import DynamicCache
 
+from nonet.ecosystem import CACHE, returned_cache
 from nonet.prompt import remove_prompt
 
 SERVED = [
@@ -85,7 +86,7 @@ def test_a_cache_is_continued(kind, prompt, whole):
     mask = torch.cat([mask, mask.new_ones(2, NEW + 4)], 1)
     fresh = model.generate(more, attention_mask=mask, **KEEP)
     lacking = more if whole else more[:, 8 + NEW - 1 :]
-    out = model.generate(lacking, attention_mask=mask, past_key_values=first.past_key_values, **KEEP)
+    out = model.generate(lacking, attention_mask=mask, **{CACHE: returned_cache(first)}, **KEEP)
     assert torch.equal(out[:, -NEW:], fresh[:, -NEW:])
 
 
@@ -95,9 +96,9 @@ def test_a_cache_is_continued_without_padding(prompt):
     ids = tokens(1, 6)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(ids, past_key_values=cache)
+        model(ids, **{CACHE: cache})
     more = torch.cat([ids, tokens(1, 3, seed=9)], 1)
-    assert torch.equal(model.generate(more, past_key_values=cache, **KEEP), greedy_loop(model, more))
+    assert torch.equal(model.generate(more, **{CACHE: cache}, **KEEP), greedy_loop(model, more))
 
 
 @pytest.mark.parametrize(("kind", "prompt"), SERVED)

@@ -12,7 +12,7 @@ from nonet.prompt.starts import FREQUENT, first_vectors, seeded
 
 def start(table, tokenizer=None, seed=0, **options):
     with seeded(seed):
-        return first_vectors(PromptTuning(**options), table, tokenizer)
+        return first_vectors(PromptTuning(**options), Embedding.from_pretrained(table), tokenizer)
 
 
 def ids_of(vectors, table):

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from nonet.ecosystem import CACHE, returned_cache
 from nonet.tandem import Tandem, TandemConfig, secondary_from
 from nonet.tandem.cache import RollbackLayer
 from nonet.tandem.loss import Head, head_loss
@@ -222,11 +223,11 @@ def test_cached_drafting_equals_the_oracle(read):
         cache = TandemCache([RollbackLayer(4) for _ in model.projections.depths])
         picked = model.projections.pick(found, cache, 0, read)
         model.read(cache, picked, torch.arange(read)[None])
-        model.secondary(ids(seed=5)[:, :3], past_key_values=cache, use_cache=True)
+        model.secondary(ids(seed=5)[:, :3], use_cache=True, **{CACHE: cache})
         for layer in cache.layers:
             layer.length = read
         steps = [
-            model.secondary(tokens[:, i : i + 1], past_key_values=cache, use_cache=True).logits[0]
+            model.secondary(tokens[:, i : i + 1], use_cache=True, **{CACHE: cache}).logits[0]
             for i in range(read, T)
         ]
         plain, gold = (oracle(m, tokens[0], T, first=read)[read:] for m in (model, exact(model)))
@@ -241,10 +242,10 @@ def test_cached_drafting_equals_training(family, reading):
     with torch.no_grad(), tapped(model.primary, model.projections.depths) as found:
         expected = model(tokens).logits[0, 6:]
         gold = exact(model)(tokens).logits[0, 6:]
-        remembered = model.primary(tokens, use_cache=True).past_key_values
+        remembered = returned_cache(model.primary(tokens, use_cache=True))
         cache = TandemCache([RollbackLayer(4) for _ in model.projections.depths])
         model.read(cache, model.projections.pick(found, remembered, 0, 6), torch.arange(6)[None])
-        actual = model.secondary(tokens[:, 6:], past_key_values=cache, use_cache=True).logits[0]
+        actual = model.secondary(tokens[:, 6:], use_cache=True, **{CACHE: cache}).logits[0]
     assert_within_budget(actual, expected, gold, "logits", scale=4 * gold.abs().max().item())
 
 

@@ -363,7 +363,7 @@ def test_errors_name_what_is_wrong():
         speculative_generate(primary, draft, ids[0])
     with pytest.raises(ValueError, match=r"input_ids must be .* got \(1, 0\)"):
         speculative_generate(primary, draft, ids[:, :0])
-    with pytest.raises(ValueError, match="block must be a number of 1 or more; got 0"):
+    with pytest.raises(ValueError, match="block must be a number of 1 or more with verify=False; got 0"):
         tandem().generate(ids, verify=False, block=0)
     with pytest.raises(ValueError, match="block must be a number of 0 or more; got 'long'"):
         tandem().generate(ids, block="long")

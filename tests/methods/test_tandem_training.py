@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from nonet import NonetConfig, NonetForCausalLM
+from nonet.ecosystem import CACHE
 from nonet.tandem import Router, RouterTraining, Tandem, TandemConfig, secondary_from
 
 V = 61
@@ -323,8 +324,8 @@ def test_a_secondary_whose_layers_cannot_read_is_refused():
     primary, secondary = llama(2), llama(1, seed=1)
     attention = secondary.model.layers[0].self_attn
     whole = attention.forward
-    attention.forward = lambda *args, past_key_values=None, **kwargs: whole(*args, **kwargs)
-    with pytest.raises(ValueError, match=r"do not hand keys and values to past_key_values\.update"):
+    attention.forward = lambda *args, **kwargs: whole(*args, **kwargs | {CACHE: None})
+    with pytest.raises(ValueError, match="do not hand keys and values to their cache"):
         Tandem(primary, secondary)
 
 

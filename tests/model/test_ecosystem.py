@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from helpers import HYBRID, PATTERNS, TINY, assert_same, make, tokens
+from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 from transformers import (
     AutoConfig,
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from nonet.data import byte_tokenizer
+from nonet.ecosystem import returned_cache
 from nonet.model import (
     NonetConfig,
     NonetForCausalLM,
@@ -60,8 +62,8 @@ def test_every_mixer_works_with_every_position(mixer, position):
     model, ids = make(PATTERNS[mixer], position=position), tokens(length=50)
     with torch.no_grad():
         whole = model(ids, use_cache=False).logits
-        cache = model(ids[:, :30]).past_key_values
-        assert_same(model(ids[:, 30:], past_key_values=cache).logits, whole[:, 30:])
+        cache = returned_cache(model(ids[:, :30]))
+        assert_same(model(ids[:, 30:], cache=cache).logits, whole[:, 30:])
 
 
 def test_auto_classes_know_the_architecture():
@@ -143,9 +145,9 @@ def test_reversible_layers_give_the_gradients_of_plain_autograd(pattern):
 def test_a_cache_is_refused_where_layers_run_again():
     model, ids = make(residual="reversible"), tokens()
     with torch.no_grad():
-        cache = model(ids).past_key_values
+        cache = returned_cache(model(ids))
     with pytest.raises(ValueError, match="run again for gradients"):
-        model(ids, past_key_values=cache)
+        model(ids, cache=cache)
 
 
 @every_pattern
@@ -326,3 +328,36 @@ def test_models_are_matched_in_parameters(pattern):
     assert abs(count_parameters(found) / target - 1) < 0.05
     with pytest.raises(ValueError, match="too few"):
         matched(config, 1000)
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Fills fresh tensors with NaN."""
+    mode = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(mode)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@every_pattern
+def test_buffers_that_a_checkpoint_lacks_are_made_again(pattern, tmp_path):
+    model, ids = make(pattern, torch.float32), tokens()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    buffers = {name for name, _ in model.named_buffers()}
+    save_file({k: v for k, v in load_file(file).items() if k not in buffers}, file, metadata={"format": "pt"})
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@every_pattern
+def test_a_model_made_on_the_meta_device_gets_all_its_first_values(pattern):
+    with torch.device("meta"):
+        model = make(pattern, torch.float32)
+    model.to_empty(device="cpu")
+    model.apply(model._init_weights)
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+    for name, buffer in make(pattern, torch.float32).named_buffers():
+        assert torch.equal(buffer, model.get_buffer(name))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import HYBRID, MIXERS, PATTERNS, assert_same, make, tokens
 
+from nonet.ecosystem import returned_cache
 from nonet.registry import part
 
 every_pattern = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
@@ -34,8 +35,8 @@ def test_chunks_of_any_size_give_what_one_call_gives(pattern, chunks):
         whole = model(ids, use_cache=False).logits
         cache, parts, at = None, [], 0
         for size in chunks:
-            out = model(ids[:, at : at + size], past_key_values=cache, use_cache=True)
-            cache, at = out.past_key_values, at + size
+            out = model(ids[:, at : at + size], cache=cache, use_cache=True)
+            cache, at = returned_cache(out), at + size
             parts.append(out.logits)
     assert_same(torch.cat(parts, 1), whole, "logits in chunks")
     assert cache.get_seq_length() == 70
@@ -66,7 +67,7 @@ def test_left_padding_changes_nothing(pattern):
         assert_same(out.logits[1:], longer, "row beside it")
         following = tokens(length=35, seed=7)
         mask = torch.cat([mask, torch.ones_like(following)], 1)
-        more = model(following, attention_mask=mask, past_key_values=out.past_key_values).logits
+        more = model(following, attention_mask=mask, cache=returned_cache(out)).logits
         whole = model(torch.cat([ids[:1], following[:1]], 1), use_cache=False).logits
         assert_same(more[:1], whole[:, 40:], "padded row, continued")
     with_padding = model.generate(padded, attention_mask=mask[:, :49], max_new_tokens=20, do_sample=False)
@@ -103,7 +104,7 @@ def test_a_recurrent_state_has_a_constant_size(name):
 
     model = make(MIXERS[name])
     sizes = {
-        length: cache_bytes(model(tokens(length=length), use_cache=True).past_key_values)
+        length: cache_bytes(returned_cache(model(tokens(length=length), use_cache=True)))
         for length in (1, 9, 80)
     }
     assert len(set(sizes.values())) == 1
@@ -113,10 +114,10 @@ def test_a_recurrent_state_has_a_constant_size(name):
 def test_snapshot_brings_a_state_back():
     model, ids = make(HYBRID), tokens()
     with torch.no_grad():
-        cache = model(ids[:, :40], use_cache=True).past_key_values
+        cache = returned_cache(model(ids[:, :40], use_cache=True))
         state = next(layer for layer in cache.layers if hasattr(layer, "snapshot"))
         kept, seen = state.snapshot(), state.seen
-        model(ids[:, 40:50], past_key_values=cache)
+        model(ids[:, 40:50], cache=cache)
         assert state.seen == 50
         state.restore(kept)
         assert state.seen == seen == 40
@@ -161,5 +162,5 @@ def test_what_cannot_be_served_is_refused(arguments, message):
 
 
 def test_a_static_cache_is_refused():
-    with pytest.raises(ValueError, match="static cache"):
+    with pytest.raises(ValueError, match="StaticCache"):
         make("F").generate(tokens(), max_new_tokens=2, cache_implementation="static")

@@ -18,6 +18,7 @@ from nonet.bench.ops import Bound
 from nonet.bench.peers import Contender
 from nonet.bench.timing import Call, Timed
 from nonet.bench.workloads import Sizes, Workload
+from nonet.ecosystem import cache_argument, returned_cache
 from nonet.registry import method
 from nonet.select import Choice, absent, select
 
@@ -132,10 +133,15 @@ def _prefill_ready(model: Any, ids: Tensor) -> Call:
 def _decode_ready(model: Any, ids: Tensor) -> Call:
     model.eval()
     with torch.no_grad():
-        cache = model(input_ids=ids[:, :_PROMPT], use_cache=True).cache_params
+        cache = returned_cache(model(input_ids=ids[:, :_PROMPT], use_cache=True))
     # The states go on changing from call to call, and cost the same.
     return torch.no_grad()(
-        partial(model, input_ids=ids[:, _PROMPT : _PROMPT + 1], cache_params=cache, use_cache=True)
+        partial(
+            model,
+            input_ids=ids[:, _PROMPT : _PROMPT + 1],
+            use_cache=True,
+            **cache_argument(model.forward, cache),
+        )
     )
 
 
@@ -154,9 +160,9 @@ def _prefilled(model: Any, ids: Tensor) -> Outcome:
 def _decoded(model: Any, ids: Tensor) -> Outcome:
     """Token by token behind the prompt."""
     model.eval()
-    cache = model(input_ids=ids[:, :_PROMPT], use_cache=True).cache_params
+    cache = returned_cache(model(input_ids=ids[:, :_PROMPT], use_cache=True))
     logits = [
-        model(input_ids=token, cache_params=cache, use_cache=True).logits
+        model(input_ids=token, use_cache=True, **cache_argument(model.forward, cache)).logits
         for token in ids[:, _PROMPT:].split(1, dim=1)
     ]
     return {"out": torch.cat(logits, dim=1)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,13 +42,17 @@ def compare(
       nonet compare src/ --methods flash,mamba --seeds 3 --out runs/mine
       nonet compare --resume --out runs/mine
     """
+    # Read when torch is imported. Threads that spin while they wait take the core from the thread that they
+    # wait for: on a busy machine a step then takes 5 s instead of 0.1.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
     from nonet.compare.asked import Asked
     from nonet.compare.command import execute
 
     asked: dict[str, Any] = {
         "text": text,
-        "slots": _names(slots),
-        "methods": _names(methods),
+        "slots": _names("--slots", slots),
+        "methods": _names("--methods", methods),
         "budget": budget,
         "tokens": tokens,
         "seeds": seeds,
@@ -66,8 +71,13 @@ def compare(
     raise typer.Exit(execute(Asked(**asked), out, resume=resume, dry_run=dry_run, as_json=as_json))
 
 
-def _names(value: str | None) -> tuple[str, ...] | None:
-    return None if value is None else tuple(name.strip() for name in value.split(",") if name.strip())
+def _names(option: str, value: str | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    names = tuple(name.strip() for name in value.split(",") if name.strip())
+    if not names:
+        raise typer.BadParameter(f"{option} takes names separated by commas; got {value!r}")
+    return names
 
 
 def _numbers(option: str, value: str | None) -> tuple[int, ...] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from nonet.compare.cell import Report
 from nonet.compare.cost import Step
 from nonet.compare.learn import implementations, read_text, teach
-from nonet.compare.measure import cost_of_step, decode
+from nonet.compare.measure import cost_of_step, decode, least
 from nonet.compare.plan import Cell
 from nonet.hf import load_pretrained
 from nonet.registry import load, method_of, part
@@ -40,7 +39,7 @@ def run(cell: Cell, report: Report) -> dict[str, Any]:
         "implementations": implementations(ops, work.device),
         **learned,
         "file_bytes": _file_bytes(model, tuning) if tuning else 0,
-        "decode": decode(model, work.contexts, work.repeats),
+        "decode": decode(model, work.contexts, work.repeats, cell.seed),
     }
 
 
@@ -55,11 +54,9 @@ def probe(cell: Cell) -> Step:
     trained = model.num_parameters(only_trainable=True)
     seconds, saved = cost_of_step(model, work.batch, work.window, use_cache=False) if trained else (0.0, 0)
     ids = torch.zeros(work.batch, work.window, dtype=torch.long, device=model.device)
-    began = time.perf_counter()
     with torch.no_grad():
-        model(input_ids=ids, use_cache=False)
-    forward = time.perf_counter() - began
-    [one] = decode(model, work.contexts[:1], 1)
+        forward = least(lambda: model(input_ids=ids, use_cache=False), 2, model.device)
+    [one] = decode(model, work.contexts[:1], 1, cell.seed)
     size = 4 * model.num_parameters() + 12 * trained + saved
     return Step(seconds, size, trained, forward, one["step"]["median"])
 

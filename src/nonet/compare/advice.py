@@ -21,7 +21,10 @@ from nonet.compare.verdict import (
     more_seeds,
     named,
     nothing_yet,
+    sound,
 )
+
+BUSY = 1.25  # a speed may be off by this factor before the report mentions other programs
 
 
 def advise(slot: Slot, plan: Record) -> Advice:
@@ -34,7 +37,7 @@ def _advise_learning(slot: Slot, plan: Record) -> Advice:
 
     The best at equal tokens and the best at equal time are found, each with those that differ from it
     by no more than their spread. What is in both is recommended; of several the one that needs no training,
-    or else the fastest to train.
+    or else the fastest to train. What diverged is not considered.
     """
     tokens, time = _ranked(slot, "quality"), _ranked(slot, "timed")
     if len(tokens) < 2:
@@ -66,7 +69,7 @@ def _advise_learning(slot: Slot, plan: Record) -> Advice:
 
 
 def _ranked(slot: Slot, number: str) -> list[Entry]:
-    found = [entry for entry in slot.entries if entry.numbers[number]]
+    found = [entry for entry in sound(slot) if entry.numbers[number]]
     return sorted(found, key=lambda entry: measured(entry, number).mean)
 
 
@@ -100,15 +103,24 @@ def _tie(both: Sequence[Entry]) -> tuple[str, str]:
     names = [entry.title for entry in both]
     if _untrained(best):
         return _use(best), f"What {units.listed(names[1:])} learned lies within the spread."
-    mine, last = best.numbers["speed"], others[-1].numbers["speed"]
-    if mine and last and matters(mine, last, CHEAPER * mine.mean):
-        faster = f"{units.times(mine.mean / last.mean)} as fast as {others[-1].title}"
-        reason = f"In quality it ties with {units.listed(names[1:])}, and it trains fastest, {faster}."
-        return f"Use {best.title}.", reason
-    return (
-        f"Use {units.listed(names, 'or')}.",
-        "They tie in quality, and the seeds do not tell their speeds of training apart.",
-    )
+    slower = [entry for entry in others if _faster(best, entry)]
+    fast = [entry.title for entry in both if entry not in slower]
+    if not slower:
+        return (
+            f"Use {units.listed(names, 'or')}.",
+            "They tie in quality, and their speeds of training differ by no more than the spread.",
+        )
+    gain = units.times((best.number("speed") or 0) / (slower[0].number("speed") or 1))
+    them, train = ("it", "trains") if len(fast) == 1 else ("they", "train")
+    rest = units.listed([entry.title for entry in slower])
+    reason = f"In quality {them} tie{'s' * (len(fast) == 1)} with {rest}, and {them} {train} fastest, "
+    return f"Use {units.listed(fast, 'or')}.", f"{reason}{gain} as fast as {slower[0].title}."
+
+
+def _faster(entry: Entry, other: Entry) -> bool:
+    """Whether it trains faster by enough to care, and by more than the spread."""
+    mine, theirs = entry.numbers["speed"], other.numbers["speed"]
+    return bool(mine and theirs and mine.mean > theirs.mean and matters(mine, theirs, CHEAPER * mine.mean))
 
 
 def _because(slot: Slot, plan: Record, tokens: Sequence[Entry], time: Sequence[Entry]) -> list[str]:
@@ -124,10 +136,24 @@ def _because(slot: Slot, plan: Record, tokens: Sequence[Entry], time: Sequence[E
         lines.append(
             f"With one seed there is no interval, and a difference below {TIE} bits per byte is a tie."
         )
+    if busy := _busy(tokens):
+        lines.append(busy)
     odd = [f"{e.title} ({units.count(e.parameters)})" for e in slot.entries if e.matched is False]
     if odd:
         lines.append(f"Not within 5 % of the slot's median in parameters: {units.listed(odd)}.")
     return lines + failures(slot)
+
+
+def _busy(entries: Sequence[Entry]) -> str:
+    """Said where other programs slowed trainings enough to change their order, and no seeds show it."""
+    speeds = [found for e in entries if (found := e.numbers["speed"]) and found.half is None]
+    most = max((found.high / found.mean for found in speeds if found.high), default=1.0)
+    if most < BUSY:
+        return ""
+    return (
+        "Other programs kept the machine busy: on an idle one a training might have been up to "
+        f"{units.times(most)} as fast, and times that this could explain count as equal."
+    )
 
 
 def _standings(ranked: Sequence[Entry], number: str) -> str:
@@ -164,21 +190,27 @@ def _longer(slot: Slot, pick: Entry) -> str:
     found = {name: crossings["forward"] for name, crossings in slot.crossings.items()}
     begin = "Longer contexts: a forward pass costs less"
     if pick.name == REFERENCE:
-        cheaper = _cheaper(slot, [(name, c) for name, c in found.items() if c and c.kind != "never"])
+        able = named(sound(slot))
+        cheaper = _cheaper(slot, [(n, c) for n, c in found.items() if c and n in able])
         return f"{begin} than {pick.title}'s with {cheaper}." if cheaper else ""
     mine = found.get(pick.name)
-    if mine is None or mine.kind == "always":
+    if mine is None or mine.kind in ("always", "level"):
         return ""
     exact = slot.title(REFERENCE)
-    if mine.length is None:
-        return f"{begin} with {exact} as far as measured."
-    until = units.rounded(mine.length, 2)
-    return f"Shorter contexts: below about {until} tokens a forward pass costs less with {exact}."
+    if mine.kind == "never":
+        return f"{begin} with {exact} at {units.count(mine.longest)} tokens, the longest measured."
+    if mine.dearer is None or mine.length is None:
+        return ""
+    until = (
+        f"up to {units.count(mine.dearer)}" if mine.level else f"below about {units.rounded(mine.length, 2)}"
+    )
+    return f"Shorter contexts: {until} tokens a forward pass costs less with {exact}."
 
 
 def _cheaper(slot: Slot, found: list[tuple[str, Crossover]]) -> str:
+    """Which mixers cost less, and from which length on; those within the spread are left out."""
     always = units.listed([slot.title(name) for name, c in found if c.kind == "always"])
-    later = sorted((c.length, slot.title(name), str(c)) for name, c in found if c.length is not None)
+    later = sorted((c.length, slot.title(name), c.start) for name, c in found if c.length is not None)
     words = [f"{always} at every length measured"] if always else []
     return units.listed([*words, *(f"{title} {where} tokens" for _, title, where in later)])
 
@@ -200,7 +232,7 @@ def _recall(slot: Slot, pick: Entry) -> str:
     """The longest length of each task at which another finds clearly more."""
     worse: dict[str, str] = {}
     for task, length in sorted(slot.chance, key=lambda key: key[1]):
-        able = [e for e in slot.entries if (task, length) in e.recall]
+        able = [e for e in sound(slot) if (task, length) in e.recall]
         best = max(able, key=lambda e: e.recall[task, length].mean, default=pick)
         if pick not in able or not matters(best.recall[task, length], pick.recall[task, length], CHEAPER):
             continue
@@ -213,7 +245,10 @@ def _schedule(chosen: Sequence[Entry], level: Sequence[Entry]) -> str:
     """Said where equal time decided between entries that equal tokens did not, or otherwise."""
     if all(entry in level for entry in chosen) and len(chosen) == len(level):
         return ""
-    return "A learning rate that comes down within the same time: slower methods were read before theirs had."
+    return (
+        "Slower methods were read before their learning rate had decayed; a schedule fitted to the time "
+        "budget could change the order."
+    )
 
 
 def _more_training(tokens: Sequence[Entry]) -> str:

@@ -23,6 +23,10 @@ _HOMES = {
 }
 
 
+class DivergedError(ValueError):
+    """A training whose loss or weights are no longer finite."""
+
+
 def home(cell: Cell) -> Any:
     """Returns the module for cells of this kind."""
     return importlib.import_module(_HOMES[cell.kind])
@@ -67,6 +71,6 @@ def run_cell(value: dict[str, Any], report: Report = lambda share, doing: None) 
     }
 
 
-def failed_row(value: dict[str, Any], error: str) -> dict[str, Any]:
-    """Returns the row of a cell that could not be finished."""
-    return {"format": FORMAT, "cell": value, "state": "failed", "error": error}
+def failed_row(value: dict[str, Any], error: str, state: str = "failed") -> dict[str, Any]:
+    """Returns the row of a cell that did not finish; ``state`` is failed or diverged."""
+    return {"format": FORMAT, "cell": value, "state": state, "error": error}

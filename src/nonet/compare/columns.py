@@ -142,7 +142,8 @@ def standing(entry: Entry) -> str:
     """Returns what a reader must know of an entry before its numbers."""
     words = [] if entry.role == "method" else [entry.role]
     if entry.errors:
-        words.append("failed" if len(entry.errors) == entry.planned else f"{len(entry.errors)} failed")
+        what = "diverged" if entry.diverged else "failed"
+        words.append(what if len(entry.errors) == entry.planned else f"{len(entry.errors)} {what}")
     waiting = entry.planned - entry.done - len(entry.errors)
     if waiting:
         words.append("not run" if waiting == entry.planned else f"{waiting} not run")

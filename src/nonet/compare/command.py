@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from datetime import datetime
@@ -13,11 +12,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from nonet.compare import run as runner
-from nonet.compare.asked import Asked, make_plan
+from nonet.compare import store
+from nonet.compare.asked import Asked, check_sources, make_plan
 from nonet.compare.cost import Step, seconds_of
 from nonet.compare.plan import Cell, Combo, Plan
 from nonet.compare.report import require_extra, write_report
-from nonet.compare.store import ROWS, read_rows
+from nonet.compare.store import ROWS, finished, read_rows
 from nonet.compare.tables import text_tables
 
 DONE, FAILED, STOPPED = 0, 1, 3
@@ -31,34 +31,46 @@ def execute(asked: Asked, out: Path | None, *, resume: bool, dry_run: bool, as_j
         OSError: a file cannot be read or written.
     """
     people = Console(stderr=as_json)
-    require_extra()
+    if not dry_run:
+        require_extra()
     if resume:
         assert out is not None  # the command line asks for it
         plan = runner.opened(out)
         left = runner.pending(plan, out)
+        runner.check_writable(out)
+        if left:
+            check_sources(plan)
         people.print(f"{len(plan.cells) - len(left)} of {len(plan.cells)} cells are done")
     else:
+        if out or not dry_run:
+            out = out or Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
+            runner.check_new(out)
         plan, steps = make_plan(asked, people)
         people.print(plan_table(plan, steps))
-    if dry_run:
+        for line in plan.left_out:
+            people.print(line)
+    if dry_run or out is None:
         if as_json:
-            sys.stdout.write(json.dumps(plan.to_json(), indent=1) + "\n")
+            sys.stdout.write(store.as_json(plan.to_json(), indent=1) + "\n")
         return DONE
-    out = out or Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S}"
     if not resume:
         runner.begin(plan, out)
     code = _run_all(plan, out, people)
     report = write_report(out)
     rows = read_rows(out / ROWS)
+    failed = len({row["cell"]["id"] for row in rows} - finished(rows).keys())
     if as_json:
-        sys.stdout.write(
-            json.dumps({"report": str(report), "exit": code, "plan": plan.to_json(), "rows": rows}, indent=1)
-            + "\n"
-        )
+        found = {"report": str(report), "exit": code, "failed": failed, "plan": plan.to_json(), "rows": rows}
+        sys.stdout.write(store.as_json(found, indent=1) + "\n")
     for table in text_tables(plan.to_json(), rows):
         people.print(table)
+    again = f"nonet compare --resume --out {shlex.quote(str(out))}"
+    if failed:
+        people.print(
+            f"{failed} of {len(plan.cells)} cells failed; the report says why. To try again: {again}"
+        )
     if code == STOPPED:
-        people.print(f"Stopped early; continue with: nonet compare --resume --out {shlex.quote(str(out))}")
+        people.print(f"Stopped early; continue with: {again}")
     people.print(f"Report: {report}")
     return code
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import astuple, dataclass
 
 from nonet.compare.cell import home
 from nonet.compare.plan import Cell, Combo, Work
 
+ROUNDS = 3  # of probing
+PATIENCE = 20.0  # seconds after which no further round begins
 STARTUP = 10.0  # seconds of a cell that no length or budget changes: imports, data, decoding, evaluations
 
 
@@ -30,9 +33,25 @@ class Step:
 
 
 def probes(cells: tuple[Cell, ...]) -> dict[Combo, Step]:
-    """Measures one step of every distinct model among the cells, at its batch and window."""
+    """Measures one step of every distinct model among the cells, at its batch and window.
+
+    The models take turns for several rounds, and the least of each counts: other programs on the machine
+    can only add to it. Slow models have fewer rounds.
+    """
     first = {cell.combo: cell for cell in reversed(cells)}
-    return {combo: home(cell).probe(cell) for combo, cell in first.items()}
+    began = time.monotonic()
+    steps: dict[Combo, Step] = {}
+    for _ in range(ROUNDS):
+        for combo, cell in first.items():
+            found = home(cell).probe(cell)
+            steps[combo] = _least(steps.get(combo, found), found)
+        if time.monotonic() - began > PATIENCE:
+            break
+    return steps
+
+
+def _least(a: Step, b: Step) -> Step:
+    return Step(*map(min, astuple(a), astuple(b)))
 
 
 def seconds_of(cell: Cell, step: Step) -> float:
@@ -49,27 +68,29 @@ def estimate(cells: tuple[Cell, ...], steps: dict[Combo, Step]) -> dict[str, flo
     }
 
 
-def tokens_for(budget: float, cells: tuple[Cell, ...], steps: dict[Combo, Step], work: Work) -> int:
-    """Returns the tokens a cell that fill ``budget`` seconds, on a coarse grid.
+def tokens_for(budget: float, cells: tuple[Cell, ...], steps: dict[Combo, Step], work: Work) -> int | None:
+    """Returns the tokens a cell that fill ``budget`` seconds, on a coarse grid; None where it is too short.
 
     The grid (1, 1.5, 2, 3, 4, ... times the tokens of a step) makes two plans on one machine agree although
     their measured speeds differ a little.
-
-    Raises:
-        ValueError: the budget does not suffice for the smallest comparison of these cells.
     """
-    per_step = work.batch * work.window
-    rate = sum(steps[c.combo].seconds for c in cells if c.kind != "recall") / per_step
-    fixed = estimate(cells, steps)["seconds"] - rate * work.tokens
+    fixed, rate = _split(cells, steps, work)
     if not rate:  # nothing is trained
-        return work.tokens
-    wanted = (budget - fixed) / rate
-    grid = [per_step * 2**k * m // 2 for k in range(4, 40) for m in (2, 3)]
-    fitting = [tokens for tokens in grid if tokens <= wanted]
-    if not fitting:
-        least = fixed + rate * grid[0]
-        raise ValueError(
-            f"budget of {budget:.0f} s is too short for {len(cells)} cells, which need about {least:.0f} s; "
-            "compare fewer slots, methods, seeds or lengths"
-        )
-    return max(fitting)
+        return work.tokens if fixed <= budget else None
+    return max((tokens for tokens in _grid(work) if fixed + rate * tokens <= budget), default=None)
+
+
+def least_seconds(cells: tuple[Cell, ...], steps: dict[Combo, Step], work: Work) -> float:
+    """Returns the seconds of the smallest training of these cells, and of measuring."""
+    fixed, rate = _split(cells, steps, work)
+    return fixed + rate * _grid(work)[0]
+
+
+def _split(cells: tuple[Cell, ...], steps: dict[Combo, Step], work: Work) -> tuple[float, float]:
+    """Returns the seconds that no number of tokens changes, and the seconds a token of all cells."""
+    rate = sum(steps[c.combo].seconds for c in cells if c.kind != "recall") / (work.batch * work.window)
+    return estimate(cells, steps)["seconds"] - rate * work.tokens, rate
+
+
+def _grid(work: Work) -> list[int]:
+    return [work.batch * work.window * 2**k * m // 2 for k in range(4, 40) for m in (2, 3)]

@@ -32,8 +32,8 @@ def run(cell: Cell, report: Report) -> dict[str, Any]:
         "parameters": model.num_parameters(),
         "implementations": implementations(config, work.device),
         **learned,
-        "growth": growth(model, work.lengths, work.repeats, patience=4.0),
-        "decode": decode(model, work.contexts, work.repeats),
+        "growth": growth(model, work.lengths, work.repeats, cell.seed, patience=4.0),
+        "decode": decode(model, work.contexts, work.repeats, cell.seed),
         "places": places,
     }
 
@@ -57,7 +57,8 @@ def seconds(cell: Cell, step: Step) -> float:
 
 def config_of(cell: Cell) -> NonetConfig:
     """Returns the configuration of a cell's model."""
-    return model_config(cell.combo, cell.work, intermediate_size=cell.intermediate_size)
+    work, width = cell.work, cell.intermediate_size
+    return model_config(cell.combo, work.size, work.vocab_size, work.window, intermediate_size=width)
 
 
 def implementations(config: NonetConfig, device: str) -> dict[str, dict[str, str]]:

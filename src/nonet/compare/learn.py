@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from nonet.compare.cell import Report
-from nonet.compare.measure import Peak
+from nonet.compare.cell import DivergedError, Report
+from nonet.compare.measure import Peak, Waiting
 from nonet.compare.plan import Cell, Work
 from nonet.data import EncodedCorpus, encode_corpus, load_corpus, training_windows, validation_windows
 from nonet.registry import Op
@@ -22,18 +22,25 @@ from nonet.training import Stopwatch, make_trainer, nats_by_place
 
 @dataclass(frozen=True)
 class Learned:
-    """What a training took: seconds of its steps, peak memory above the model, the optimiser's state."""
+    """What a training took: seconds of its steps, peak memory above the model, the optimiser's state.
+
+    ``least_seconds`` is what the steps would have taken at best, had no other program used the machine.
+    """
 
     seconds: float
+    least_seconds: float
     peak_bytes: int | None
     optimizer_bytes: int
 
 
 def read_text(work: Work, tokenizer: Any) -> EncodedCorpus:
-    """Returns the tokens of the comparison's text; raises ValueError when it is another than was planned."""
+    """Returns the tokens of the text; raises ValueError when the text has changed since the plan."""
     text = encode_corpus(load_corpus(work.source), tokenizer)
     if text.folder.name != work.fingerprint:
-        raise ValueError(f"the text {work.source!r} has changed since the comparison was planned; plan anew")
+        name = work.source or "of the standard library"
+        raise ValueError(
+            f"the text {name} has changed since the comparison was planned; start another with a new --out"
+        )
     return text
 
 
@@ -54,6 +61,9 @@ def learn(
         times: how often ``evaluate`` is called, with steps and seconds, while the watch is stopped.
         evaluate: looks at the model, in evaluation mode.
         batch: items a step; by default the comparison's.
+
+    Raises:
+        DivergedError: a weight is not finite after the training.
     """
     batch = batch or cell.work.batch
     steps = len(items) // batch
@@ -70,8 +80,10 @@ def learn(
             device=cell.work.device,
             callbacks=[watch],
         )
-        with Peak(torch.device(cell.work.device)) as peak:
+        with Peak(torch.device(cell.work.device)) as peak, Waiting() as waiting:
             trainer.train()
+    if not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
+        raise DivergedError(f"a weight is not finite after training at learning rate {cell.learning_rate:g}")
     state = sum(
         value.nbytes
         for moments in trainer.optimizer.state.values()
@@ -81,7 +93,7 @@ def learn(
     trainer.optimizer = None  # its state is not needed any more
     model.zero_grad(set_to_none=True)
     model.eval()
-    return Learned(watch.seconds, peak.bytes, state)
+    return Learned(watch.seconds, waiting.share * watch.seconds, peak.bytes, state)
 
 
 def teach(model: Any, text: EncodedCorpus, cell: Cell, report: Report) -> dict[str, Any]:
@@ -90,7 +102,7 @@ def teach(model: Any, text: EncodedCorpus, cell: Cell, report: Report) -> dict[s
     A model without a parameter to train is only measured.
 
     Raises:
-        ValueError: the loss is not finite in the end.
+        DivergedError: a weight, or the last loss, is not finite.
     """
     work = cell.work
     scored = validation_windows(text.validation, work.window, work.validation_windows, text.lead)
@@ -105,18 +117,18 @@ def teach(model: Any, text: EncodedCorpus, cell: Cell, report: Report) -> dict[s
 
     model.eval()
     evaluate(0, 0.0)
-    learned = Learned(0.0, None, 0)
+    learned = Learned(0.0, 0.0, None, 0)
     if steps:
         windows = training_windows(
             text.train, work.window, seed=cell.seed, count=steps * work.batch, lead=text.lead
         )
         learned = learn(model, windows, cell, work.evaluations, evaluate)
-    if not math.isfinite(curve[-1]["bits_per_byte"]):
-        raise ValueError(f"training diverged: {curve[-1]['bits_per_byte']} bits per byte")
+    check_loss(curve[-1]["bits_per_byte"])
     return {
         "train": {
             "tokens": steps * per_step,
             "seconds": learned.seconds,
+            "least_seconds": learned.least_seconds,
             "tokens_per_second": steps * per_step / learned.seconds if steps else None,
             "first_bits_per_byte": curve[0]["bits_per_byte"],
             "curve": curve,
@@ -129,6 +141,12 @@ def teach(model: Any, text: EncodedCorpus, cell: Cell, report: Report) -> dict[s
         "peak_bytes": learned.peak_bytes,
         "optimizer_bytes": learned.optimizer_bytes,
     }
+
+
+def check_loss(loss: float) -> None:
+    """Raises DivergedError when the last loss of a training is not finite."""
+    if not math.isfinite(loss):
+        raise DivergedError(f"the loss is {loss} after training")
 
 
 def implementations(ops: Iterable[Op], device: str) -> dict[str, dict[str, str]]:

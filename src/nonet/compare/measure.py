@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 import gc
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -13,19 +16,79 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nonet.compare.spread import band
+from nonet.ecosystem import returned_cache
 
-def timing(run: Callable[[], Any], repeats: int, device: torch.device) -> dict[str, float]:
-    """Returns the median and the 20th and 80th percentile of the seconds of ``run``, after one warm-up."""
-    seconds = []
+
+def in_turns(
+    calls: Sequence[Callable[[], Any]], repeats: int, device: torch.device, seed: int
+) -> list[dict[str, float]]:
+    """Returns for each call the median of its seconds, and their range.
+
+    Each round makes every call once, in a random order that ``seed`` decides: a machine that is busy for a
+    while slows all calls, and not the one whose turn it happens to be. The range goes from the 20th
+    percentile, less the share that was spent waiting for other programs, to the 80th. The caller has warmed
+    the calls up.
+    """
+    order = random.Random(seed)
+    seconds: list[list[float]] = [[] for _ in calls]
+    with Waiting() as waiting:
+        for _ in range(repeats):
+            for i in order.sample(range(len(calls)), len(calls)):
+                seconds[i].append(_seconds(calls[i], device))
+    return [_timing(found, waiting.share) for found in seconds]
+
+
+def least(run: Callable[[], Any], times: int, device: torch.device) -> float:
+    """Returns the least seconds of several calls: other programs on the machine can only add to them."""
+    return min(_seconds(run, device) for _ in range(times))
+
+
+def _seconds(run: Callable[[], Any], device: torch.device) -> float:
+    _finish(device)
+    began = time.perf_counter()
     run()
-    for _ in range(repeats):
-        _finish(device)
-        began = time.perf_counter()
-        run()
-        _finish(device)
-        seconds.append(time.perf_counter() - began)
-    low, high = (float(torch.tensor(seconds).quantile(q)) for q in (0.2, 0.8))
-    return {"median": statistics.median(seconds), "low": low, "high": high, "runs": repeats}
+    _finish(device)
+    return time.perf_counter() - began
+
+
+def _timing(seconds: Sequence[float], share: float) -> dict[str, float]:
+    low, high = band(seconds)
+    return {"median": statistics.median(seconds), "low": share * low, "high": high, "runs": len(seconds)}
+
+
+class Waiting:
+    """How much sooner the block would have ended on a machine that does nothing else, at best.
+
+    Linux counts for each thread the time that it was ready to run while another program had the core. Without
+    that a block takes at least the rest of its time, and at least as long as its busiest thread computed.
+
+    Attributes:
+        share: that least time over the time that the block took; 1 where the system does not count.
+    """
+
+    share = 1.0
+
+    def __enter__(self) -> Waiting:
+        self._began, self._before = time.perf_counter(), _threads()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        took, after = time.perf_counter() - self._began, _threads()
+        # A thread that began within the block is not in the first count, one that ended not in the second.
+        lived = [(after[i], self._before.get(i, (0, 0))) for i in after]
+        ran, waited = ([(late[k] - early[k]) / 1e9 for late, early in lived] for k in (0, 1))
+        self.share = min(1.0, max([took - sum(waited), *ran]) / took)
+
+
+def _threads() -> dict[str, tuple[int, int]]:
+    """Returns for each thread of this process the nanoseconds that it ran, and waited for a core."""
+    found = {}
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            ran, waited, _ = map(int, file.read_text().split())
+            found[file.parent.name] = (ran, waited)
+    return found
 
 
 class Peak:
@@ -59,8 +122,9 @@ class Peak:
 
 
 def cost_of_step(model: Any, batch: int, window: int, **options: Any) -> tuple[float, int]:
-    """Returns the seconds of a forward and backward pass, and the bytes that are kept between the two."""
-    ids = torch.zeros(batch, window, dtype=torch.long, device=next(model.parameters()).device)
+    """Returns the least seconds of a forward and backward pass, and the bytes kept between the two."""
+    device = next(model.parameters()).device
+    ids = torch.zeros(batch, window, dtype=torch.long, device=device)
     saved: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -70,71 +134,68 @@ def cost_of_step(model: Any, batch: int, window: int, **options: Any) -> tuple[f
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(input_ids=ids, labels=ids, **options).loss.backward()
-    began = time.perf_counter()
-    model(input_ids=ids, labels=ids, **options).loss.backward()
-    return time.perf_counter() - began, sum(saved.values())
+    seconds = least(lambda: model(input_ids=ids, labels=ids, **options).loss.backward(), 2, device)
+    return seconds, sum(saved.values())
 
 
-def growth(model: Any, lengths: Sequence[int], repeats: int, patience: float) -> list[dict[str, Any]]:
+def growth(
+    model: Any, lengths: Sequence[int], repeats: int, seed: int, patience: float
+) -> list[dict[str, Any]]:
     """Returns time and peak memory of a forward and of a forward and backward pass at every length.
 
-    Batch 1, random tokens. Once a pass takes longer than ``patience`` seconds, longer ones are left out.
+    Batch 1, random tokens, all lengths in turns. Once a pass takes longer than ``patience`` seconds, longer
+    ones are left out.
     """
-    rows = []
     generator = torch.Generator().manual_seed(0)
-    slow: set[str] = set()
-    for length in lengths:
-        ids = torch.randint(model.config.vocab_size, (1, length), generator=generator).to(model.device)
+    ids = {n: torch.randint(model.config.vocab_size, (1, n), generator=generator) for n in lengths}
+    names = ("forward", "backward", "forward_bytes", "backward_bytes")
+    rows: list[dict[str, Any]] = [{"length": n, **dict.fromkeys(names)} for n in lengths]
 
-        def forward(ids: Tensor = ids) -> None:
-            with torch.no_grad():
-                model(input_ids=ids, use_cache=False)
+    def forward(ids: Tensor) -> None:
+        with torch.no_grad():
+            model(input_ids=ids, use_cache=False)
 
-        def backward(ids: Tensor = ids) -> None:
-            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-            model.zero_grad(set_to_none=True)
+    def backward(ids: Tensor) -> None:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        model.zero_grad(set_to_none=True)
 
-        row: dict[str, Any] = {"length": length}
-        for name, run in (("forward", forward), ("backward", backward)):
-            row[name] = row[f"{name}_bytes"] = None
-            model.train(name == "backward")
-            if name in slow or not _can(model, length):
-                continue
+    for name, run in (("forward", forward), ("backward", backward)):
+        model.train(name == "backward")
+        calls = {}
+        for row in (row for row in rows if _can(model, row["length"])):
+            call = calls[row["length"]] = functools.partial(run, ids[row["length"]].to(model.device))
             with Peak(model.device) as peak:
-                run()
-            row[name] = timing(run, repeats, model.device)
+                took = _seconds(call, model.device)
             row[f"{name}_bytes"] = peak.bytes
-            if row[name]["median"] > patience:
-                slow.add(name)
-        rows.append(row)
+            if took > patience and _seconds(call, model.device) > patience:  # slow, and not just interrupted
+                break
+        found = dict(zip(calls, in_turns([*calls.values()], repeats, model.device, seed), strict=True))
+        for row in rows:
+            row[name] = found.get(row["length"])
     model.eval()
     return rows
 
 
 @torch.no_grad()
-def decode(model: Any, contexts: Sequence[int], repeats: int) -> list[dict[str, Any]]:
-    """Returns the time of one more token after contexts of several lengths, and the cache's bytes."""
-    rows: list[dict[str, Any]] = []
+def decode(model: Any, contexts: Sequence[int], repeats: int, seed: int) -> list[dict[str, Any]]:
+    """Returns the time of one more token after contexts of several lengths, in turns, and the cache's bytes.
+
+    A context that the model cannot hold has None for both.
+    """
+    rows: list[dict[str, Any]] = [{"context": c, "step": None, "cache_bytes": None} for c in contexts]
     generator = torch.Generator().manual_seed(0)
-    for context in contexts:
-        if not _can(model, context + 3 * repeats + 1):
-            rows.append({"context": context, "step": None, "cache_bytes": None})
-            continue
-        ids = torch.randint(model.config.vocab_size, (1, context), generator=generator).to(model.device)
-        cache = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-        size = cache_bytes(cache)
-        token = ids[:, -1:]
-
-        def step(token: Tensor = token, cache: Any = cache) -> None:
-            model(input_ids=token, past_key_values=cache, use_cache=True)
-
-        rows.append(
-            {
-                "context": context,
-                "step": timing(step, 3 * repeats, model.device),
-                "cache_bytes": size,
-            }
-        )
+    calls = {}
+    for row in (row for row in rows if _can(model, row["context"] + 3 * repeats + 1)):
+        ids = torch.randint(model.config.vocab_size, (1, row["context"]), generator=generator)
+        ids = ids.to(model.device)
+        cache = returned_cache(model(input_ids=ids, use_cache=True, logits_to_keep=1))
+        row["cache_bytes"] = cache_bytes(cache)
+        call = functools.partial(model, input_ids=ids[:, -1:], cache=cache, use_cache=True)
+        call()
+        calls[row["context"]] = call
+    found = dict(zip(calls, in_turns([*calls.values()], 3 * repeats, model.device, seed), strict=True))
+    for row in rows:
+        row["step"] = found.get(row["context"])
     return rows
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,8 +11,8 @@ import torch
 
 from nonet.compare.cell import Report
 from nonet.compare.cost import Step
-from nonet.compare.learn import implementations, learn, read_text
-from nonet.compare.measure import cost_of_step, decode
+from nonet.compare.learn import check_loss, implementations, learn, read_text
+from nonet.compare.measure import cost_of_step, decode, least
 from nonet.compare.plan import Cell
 from nonet.data import EncodedCorpus, training_windows, validation_windows
 from nonet.hf import load_pretrained
@@ -92,7 +91,7 @@ def probe(cell: Cell) -> Step:
     torch.set_num_threads(work.threads)
     primary, _ = load_pretrained(work.model, torch.float32)
     stream_weights(primary.to(work.device))
-    [one] = decode(primary, work.contexts[:1], 1)
+    [one] = decode(primary, work.contexts[:1], 1, cell.seed)
     token = one["step"]["median"]
     size = 4 * primary.num_parameters()
     if cell.pairing not in KINDS:
@@ -100,10 +99,8 @@ def probe(cell: Cell) -> Step:
     pair, _ = pair_of(cell, primary)
     took, saved = cost_of_step(pair, work.batch, work.window)
     ids = torch.zeros(work.batch, work.window, dtype=torch.long, device=primary.device)
-    began = time.perf_counter()
     with torch.no_grad():
-        pair(input_ids=ids, labels=ids)
-    forward = time.perf_counter() - began
+        forward = least(lambda: pair(input_ids=ids, labels=ids), 2, primary.device)
     trained = _trained(pair)
     return Step(took, size + 16 * trained + saved, trained, forward, token)
 
@@ -165,10 +162,12 @@ def _train(cell: Cell, pair: Tandem, text: EncodedCorpus, report: Report) -> dic
         text.train, work.window, seed=cell.seed, count=steps * work.batch, lead=text.lead
     )
     learned = learn(pair, windows, cell, work.evaluations, evaluate)
+    check_loss(losses[-1]["nats"])
     return {
         "train": {
             "tokens": steps * per_step,
             "seconds": learned.seconds,
+            "least_seconds": learned.least_seconds,
             "tokens_per_second": steps * per_step / learned.seconds,
             "losses": losses,
         },

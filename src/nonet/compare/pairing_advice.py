@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 from nonet.compare import units
-from nonet.compare.spread import differ
+from nonet.compare.spread import Estimate, differ
 from nonet.compare.store import Record
 from nonet.compare.summary import Entry, Slot
-from nonet.compare.verdict import Advice, failures, measured, more_seeds, named, nothing_yet
+from nonet.compare.verdict import Advice, failures, measured, more_seeds, named, nothing_yet, sound
 
 TIE = 0.05  # of the primary's speed, which a single seed cannot tell apart
 
@@ -20,7 +20,7 @@ def advise_pairing(slot: Slot, plan: Record) -> Advice:
     Speeds are ratios to the primary alone, since each is measured beside it, text by text. A pairing that
     changed a text is not recommended, and one that is not faster than the primary alone neither.
     """
-    done = [entry for entry in slot.entries if entry.numbers["ratio"]]
+    done = [entry for entry in sound(slot) if entry.numbers["ratio"]]
     ranked = sorted(
         (entry for entry in done if measured(entry, "block").mean),
         key=lambda entry: -measured(entry, "ratio").mean,
@@ -54,10 +54,8 @@ def _exact(entry: Entry) -> bool:
 
 def _faster(entry: Entry) -> bool:
     """Whether it beats the primary alone by more than the spread of seeds, or with one seed of texts."""
-    found, block = measured(entry, "ratio"), measured(entry, "block").mean
-    if found.half is not None:
-        return found.mean - found.half > 1
-    return next(point.low for point in entry.series["ratio"] if point.x == block) > 1
+    found = measured(entry, "ratio")
+    return found.mean > 1 and differ(found, Estimate((1.0,) * len(found.values)))
 
 
 def _said(entry: Entry) -> str:
@@ -101,7 +99,7 @@ def _because(slot: Slot, plan: Record, ranked: Sequence[Entry]) -> list[str]:
             same, texts = (sum(measured(entry, name).values) for name in ("identical", "texts"))
             lines.append(f"{entry.title} gave {units.count(same)} of {units.count(texts)} texts unchanged.")
     if len(plan["seeds"]) == 1:
-        lines.append("With one seed, faster means on three texts of four.")
+        lines.append('With one seed, "faster" means faster on at least three of four texts.')
     return lines + failures(slot)
 
 

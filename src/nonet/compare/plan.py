@@ -129,6 +129,9 @@ class Plan:
     cells: tuple[Cell, ...]
     environment: dict[str, Any]
     estimate: dict[str, float] = field(default_factory=dict)
+    left_out: tuple[
+        str, ...
+    ] = ()  # sentences: what a fuller comparison would have measured, and why not here
 
     def to_json(self) -> dict[str, Any]:
         """Returns the plan as the plain values that ``plan.json`` holds."""
@@ -148,6 +151,7 @@ class Plan:
             "work": asdict(work),
             "cells": [cell.to_json() for cell in self.cells],
             "estimate": self.estimate,
+            "left_out": list(self.left_out),
             "environment": self.environment,
         }
 
@@ -165,6 +169,7 @@ class Plan:
             cells=cells,
             environment=value["environment"],
             estimate=value["estimate"],
+            left_out=tuple(value.get("left_out", ())),
         )
 
 
@@ -233,7 +238,13 @@ def _inside(chosen: dict[Slot, list[Part]], work: Work, seed: int) -> list[Cell]
             combos.setdefault(tuple(filled[inside] for inside in INSIDE), []).append(slot)
     kinds: tuple[Literal["language", "recall"], ...] = ("language", "recall") if work.tasks else ("language",)
     return [
-        Cell(kind=kind, **_sized(combo, work), seed=seed, slots=tuple(slots), work=work)
+        Cell(
+            kind=kind,
+            **_sized(combo, work.size, work.vocab_size, work.window),
+            seed=seed,
+            slots=tuple(slots),
+            work=work,
+        )
         for kind in kinds
         for combo, slots in combos.items()
         if kind == "language" or "mixer" in slots
@@ -254,30 +265,32 @@ def _around(chosen: dict[Slot, list[Part]], work: Work, seed: int) -> list[Cell]
     return out
 
 
-def model_config(combo: Combo, work: Work, **overrides: Any) -> NonetConfig:
+def model_config(combo: Combo, size: str, vocab_size: int, window: int, **overrides: Any) -> NonetConfig:
     """Returns the configuration of the language model of a mixer, a position and a linear."""
     from nonet.model import preset
 
     mixer, position, linear = combo
     return preset(
-        work.size,
-        vocab_size=work.vocab_size,
+        size,
+        vocab_size=vocab_size,
         pattern=part("mixer", mixer).letter,
         position=position,
         linear=linear,
-        max_position_embeddings=work.window,
+        max_position_embeddings=window,
         **overrides,
     )
 
 
 @functools.cache
-def _sized(combo: Combo, work: Work) -> dict[str, Any]:
+def _sized(combo: Combo, size: str, vocab_size: int, window: int) -> dict[str, Any]:
     """Returns the fields of a cell that follow from what its slots hold."""
     from nonet.model import LEARNING_RATES, count_parameters, matched
 
-    target = count_parameters(model_config(tuple(BASELINE[slot] for slot in INSIDE), work))
-    config = matched(model_config(combo, work), target)
-    rate = LEARNING_RATES[work.size]
+    target = count_parameters(
+        model_config(tuple(BASELINE[slot] for slot in INSIDE), size, vocab_size, window)
+    )
+    config = matched(model_config(combo, size, vocab_size, window), target)
+    rate = LEARNING_RATES[size]
     for slot, name in zip(INSIDE, combo, strict=True):
         rate *= part(slot, name).learning_rate
     return {

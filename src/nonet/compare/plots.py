@@ -167,7 +167,8 @@ def _record(entry: Entry, point: Point, say_along: Say, say: Say) -> dict[str, A
     words = say(point.y)
     if point.low != point.high:
         words += f" ({say(point.low)} to {say(point.high)})"
-    return {"method": entry.title, **point._asdict(), "at": say_along(point.x), "value": words}
+    place = {"x": point.x, "y": point.y, "low": point.low, "high": point.high}
+    return {"method": entry.title, **place, "at": say_along(point.x), "value": words}
 
 
 def _lines(

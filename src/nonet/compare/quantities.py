@@ -55,7 +55,7 @@ class Quantity:
 
 
 _CURVE = "Validation loss during training, lower is better. The band spans the seeds."
-_TIME = "Batch 1. The band spans the 20th to the 80th percentile."
+_TIME = "Batch 1. The band spans the 20th, less what other programs took, to the 80th percentile."
 _PEAK = "Batch 1. The peak above what was in use before."
 QUANTITIES = (
     Quantity("tokens", "Loss over tokens", "training tokens", "curve", _CURVE),

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from nonet.compare.crossover import Point
-from nonet.compare.spread import Estimate, estimate
+from nonet.compare.spread import Estimate, band, estimate
 from nonet.compare.store import Record
 
 GROWTH = ("forward", "backward", "forward_bytes", "backward_bytes")
@@ -26,11 +26,13 @@ def numbers(rows: Sequence[Record], window: int, budget: float | None) -> dict[s
     last = [max(row.get("decode") or [{}], key=lambda d: d.get("context", 0)) for row in rows]
     return {
         "quality": estimate(_at(row, "validation", "bits_per_byte") for row in rows),
-        "timed": estimate(_at_time(row, budget) for row in rows),
+        "timed": estimate((_at_time(row, budget) for row in rows), (_in_time(row, budget) for row in rows)),
         "beyond": estimate(_beyond(row, window) for row in rows),
-        "speed": estimate(_at(row, "train", "tokens_per_second") for row in rows),
+        "speed": estimate((_at(row, "train", "tokens_per_second") for row in rows), map(_speeds, rows)),
         "peak": estimate(row.get("peak_bytes") for row in rows),
-        "step": estimate(_at(found, "step", "median") for found in last),
+        "step": estimate(
+            (_at(found, "step", "median") for found in last), (_range(found.get("step")) for found in last)
+        ),
         "cache": estimate(found.get("cache_bytes") for found in last),
         "trained": estimate(row.get("trained_parameters") for row in rows),
         "optimizer": estimate(row.get("optimizer_bytes") for row in rows),
@@ -89,6 +91,7 @@ def _points(records: Iterable[Record], key: str, name: str, at: str | None = Non
             statistics.fmean(point.y for point in group),
             min(point.low for point in group),
             max(point.high for point in group),
+            tuple(point.y for point in group),
         )
         for _, group in sorted(groups.items())
     )
@@ -102,7 +105,7 @@ def _at_best_block(rows: Sequence[Record]) -> dict[str, Estimate | None]:
     return {
         "block": estimate(b["block"] for b in found),
         "rate": estimate(b["tokens_per_second"] for b in found),
-        "ratio": estimate(b["ratio"]["median"] for b in found),
+        "ratio": estimate((b["ratio"]["median"] for b in found), (_range(b["ratio"]) for b in found)),
         "accepted": estimate(b["acceptance"] for b in found),
         "pass": estimate(b["tokens_per_round"] for b in found),
         "identical": estimate(b["identical"] for b in found),
@@ -118,6 +121,38 @@ def _blocks(rows: Sequence[Record]) -> list[Record]:
 def training_time(row: Record) -> float | None:
     """When the curve ends: what was reached then is known without reading between points."""
     return max((seconds for seconds, _ in _curve(row)), default=None)
+
+
+def _range(timing: Record | None) -> tuple[float, float] | None:
+    """The ends of what was measured repeatedly."""
+    return (timing["low"], timing["high"]) if timing else None
+
+
+def _speeds(row: Record) -> tuple[float, float] | None:
+    """From the slower to the faster stretches of the training, or to its speed had it not had to wait."""
+    whole, points = _at(row, "train", "tokens_per_second"), _at(row, "train", "curve") or ()
+    found = [
+        (b["tokens"] - a["tokens"]) / (b["seconds"] - a["seconds"])
+        for a, b in pairwise(points)
+        if b["seconds"] > a["seconds"]
+    ]
+    if whole is None or not found:
+        return None
+    low, high = band(found)
+    least = _at(row, "train", "least_seconds")
+    alone = whole * row["train"]["seconds"] / least if least else whole
+    return min(low, whole), max(high, whole, alone)
+
+
+def _in_time(row: Record, budget: float | None) -> tuple[float, float] | None:
+    """The loss at ``budget`` seconds if the training ran at the slowest and the fastest of its speeds."""
+    speeds = _speeds(row)
+    if speeds is None or budget is None:
+        return None
+    whole, end = _at(row, "train", "tokens_per_second"), training_time(row)
+    read = (_at_time(row, min(end or 0.0, budget * speed / whole)) for speed in speeds)
+    found = [loss for loss in read if loss is not None]
+    return (min(found), max(found)) if len(found) == len(speeds) else None
 
 
 def _at_time(row: Record, budget: float | None) -> float | None:

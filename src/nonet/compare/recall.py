@@ -13,6 +13,7 @@ from nonet.compare.language import config_of, implementations
 from nonet.compare.language import probe as probe  # a step of the same model
 from nonet.compare.learn import learn
 from nonet.compare.plan import Cell
+from nonet.compare.scale import recall_tokens
 from nonet.data import TaskDataset, accuracy, make_task
 from nonet.model import NonetForCausalLM
 
@@ -45,8 +46,7 @@ def run(cell: Cell, report: Report) -> dict[str, Any]:
 def seconds(cell: Cell, step: Step) -> float:
     """Returns the seconds that all tasks will take."""
     work = cell.work
-    tokens = len(work.tasks) * work.task_steps * 4 * work.batch * work.task_length
-    return step.seconds / (work.batch * work.window) * tokens
+    return step.seconds / (work.batch * work.window) * recall_tokens(work)
 
 
 def _learn(cell: Cell, name: str, tell: Callable[[float], None]) -> dict[str, Any]:

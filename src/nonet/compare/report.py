@@ -111,7 +111,7 @@ def _slot(slot: Slot, plan: Record) -> dict[str, Any]:
 
 def _failures(plan: Record, rows: Sequence[Record], done: dict[str, Record]) -> list[dict[str, str]]:
     """The last error of every cell of the plan that has no finished row."""
-    last = {row["cell"]["id"]: row["error"] or "" for row in rows if row["state"] == "failed"}
+    last = {row["cell"]["id"]: row["error"] or "" for row in rows if row["state"] != "done"}
     return [
         {
             "cell": f"{_filled(cell)}: {cell['kind']}, seed {cell['seed']}",

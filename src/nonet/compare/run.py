@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,28 +13,66 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import nonet
 from nonet.compare.cell import failed_row
 from nonet.compare.plan import Cell, Plan
-from nonet.compare.store import PLAN, ROWS, append_row, finished, read_plan, read_rows, write_atomically
+from nonet.compare.store import (
+    PLAN,
+    REPORT,
+    ROWS,
+    append_row,
+    as_json,
+    finished,
+    read_plan,
+    read_rows,
+    write_atomically,
+)
 
 Progress = Callable[[Cell, float, str], None]
 
 
 def begin(plan: Plan, directory: Path) -> None:
-    """Writes the plan into a new folder; raises ValueError when the folder holds a comparison already."""
-    if (directory / PLAN).exists():
-        raise ValueError(f"{directory} holds a comparison; continue it with --resume, or name another --out")
+    """Writes the plan into a new folder; raises as :func:`check_new` does."""
+    check_new(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / PLAN, json.dumps(plan.to_json(), indent=1) + "\n")
+    write_atomically(directory / PLAN, as_json(plan.to_json(), indent=1) + "\n")
+
+
+def check_new(directory: Path) -> None:
+    """Raises ValueError when the folder holds a comparison, OSError when none can be written there."""
+    for name in (PLAN, ROWS, REPORT):
+        if (directory / name).exists():
+            raise ValueError(
+                f"--out {directory} holds {name} of another comparison; continue that one with --resume, "
+                "or name another --out"
+            )
+    check_writable(directory)
+
+
+def check_writable(directory: Path) -> None:
+    """Raises OSError when the folder, or the nearest one above it, cannot be written; writes nothing."""
+    place = directory
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(f"--out {directory}: {place} is a file; name a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(f"--out {directory}: {place} cannot be written; name another --out")
 
 
 def opened(directory: Path) -> Plan:
     """Returns the plan of a folder; raises FileNotFoundError or ValueError when there is none to read."""
+    value = read_plan(directory)
     try:
-        return Plan.from_json(read_plan(directory))
-    except (KeyError, TypeError) as error:
-        message = f"{directory / PLAN} cannot be read ({error}); start anew with another --out"
-        raise ValueError(message) from error
+        return Plan.from_json(value)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        about = value.get("environment")
+        version = about.get("nonet") if isinstance(about, dict) else None
+        raise ValueError(
+            f"{directory / PLAN} is no plan that nonet {nonet.__version__} can continue "
+            f"({type(error).__name__}: {error}; written by nonet {version or 'of unknown version'}); "
+            "start another comparison with a new --out"
+        ) from error
 
 
 def pending(plan: Plan, directory: Path) -> list[Cell]:
@@ -83,7 +122,8 @@ def run_in_process(cell: Cell, progress: Callable[[float, str], None]) -> dict[s
 def _process(log: Any) -> Iterator[subprocess.Popen[str]]:
     """A worker that does not outlive the block, whatever ends it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "nonet.compare.worker"],
+        # -P: with -m alone, a json.py in the current directory would be imported for the library's.
+        [sys.executable, "-P", "-m", "nonet.compare.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,

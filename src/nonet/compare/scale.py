@@ -1,11 +1,13 @@
-"""How much a comparison does: a full and a quick one, of models made anew and around a pretrained one."""
+"""How much a comparison does: a full one, a quick one, and two smaller ones, for each kind of model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from nonet.compare.plan import AROUND
+from nonet.compare.plan import AROUND, Work
+
+RECALL = 2  # recall tasks together train on at most this many times the tokens of a model
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,33 @@ QUICK_AROUND = replace(
 )
 
 
-def scales(slots: Iterable[str]) -> tuple[Scale, Scale]:
-    """Returns how much a full and a quick comparison of these slots do."""
-    return (FULL_AROUND, QUICK_AROUND) if set(slots) <= set(AROUND) else (FULL, QUICK)
+SHORT = replace(
+    QUICK, evaluations=4, validation_windows=24, lengths=(256, 512, 1024), contexts=(256, 1024), places=512
+)
+LEAST = replace(SHORT, evaluations=2, validation_windows=12, lengths=(256, 512), contexts=(256,))
+SHORT_AROUND = replace(QUICK_AROUND, blocks=(2, 4, 8), evaluations=2)
+LEAST_AROUND = replace(SHORT_AROUND, blocks=(4,), validation_windows=4, texts=2)
+
+
+def scales(slots: Iterable[str]) -> tuple[Scale, ...]:
+    """Returns how much a full comparison of these slots does, a quick one, and two smaller ones."""
+    around = set(slots) <= set(AROUND)
+    return (FULL_AROUND, QUICK_AROUND, SHORT_AROUND, LEAST_AROUND) if around else (FULL, QUICK, SHORT, LEAST)
+
+
+def recall_tokens(of: Scale | Work) -> int:
+    """Returns the tokens that the recall tasks of one model train on."""
+    return len(of.tasks) * of.task_steps * 4 * of.batch * of.task_length
+
+
+def with_less_recall(scale: Scale) -> tuple[Scale, ...]:
+    """Returns the scale with its own recall tasks, with those of a quick comparison, and with none."""
+    if not scale.tasks:
+        return (scale,)
+    quick = replace(scale, tasks=QUICK.tasks, task_length=QUICK.task_length, task_steps=QUICK.task_steps)
+    return (scale, quick, replace(scale, tasks=(), task_length=0, task_steps=0))
+
+
+def recall_fits(of: Scale | Work, tokens: int) -> bool:
+    """Says whether recall takes no more than its share beside models that train on ``tokens``."""
+    return recall_tokens(of) <= RECALL * tokens

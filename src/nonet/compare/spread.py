@@ -1,10 +1,10 @@
-"""A mean over seeds with its interval, and when two of them differ."""
+"""A mean over seeds with its interval, and the one rule for when two of them differ."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 # Student's t: 97.5 % of the distribution with 1, 2, ... 30 degrees of freedom lies below. Beyond 30 the
@@ -18,9 +18,17 @@ _T = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the seeds gave, at least one value."""
+    """What the seeds gave, at least one value.
+
+    Attributes:
+        values: one a seed.
+        low: the lower end of what was measured repeatedly within the runs; None where nothing was.
+        high: the upper end.
+    """
 
     values: tuple[float, ...]
+    low: float | None = None
+    high: float | None = None
 
     @property
     def mean(self) -> float:
@@ -40,10 +48,29 @@ class Estimate:
         return statistics.variance(self.values) / len(self.values)
 
 
-def estimate(values: Iterable[float | None]) -> Estimate | None:
-    """Returns the estimate from the values that were measured, None when there are none."""
+def estimate(
+    values: Iterable[float | None], ranges: Iterable[tuple[float, float] | None] = ()
+) -> Estimate | None:
+    """Returns the estimate from the values that were measured, None when there are none.
+
+    Args:
+        values: one a seed.
+        ranges: of the repeats within each run; the outermost ends count.
+    """
     found = tuple(float(value) for value in values if value is not None)
-    return Estimate(found) if found else None
+    if not found:
+        return None
+    ends = [ends for ends in ranges if ends is not None]
+    if not ends:
+        return Estimate(found)
+    return Estimate(found, min(low for low, _ in ends), max(high for _, high in ends))
+
+
+def band(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the 20th and 80th percentile, each between two values where it falls there."""
+    several = values if len(values) > 1 else [*values, *values]
+    low, _, _, high = statistics.quantiles(several, n=5, method="inclusive")
+    return low, high
 
 
 def student_t(degrees: float) -> float:
@@ -66,8 +93,19 @@ def half_of_difference(a: Estimate, b: Estimate) -> float | None:
     return student_t(degrees) * math.sqrt(total)
 
 
-def differ(a: Estimate, b: Estimate, floor: float) -> bool:
-    """Says whether the means differ by more than their spread, or with one seed by ``floor`` or more."""
+def differ(a: Estimate, b: Estimate, floor: float = 0.0) -> bool:
+    """Says whether two differ by more than their spread: the rule behind every sentence and table.
+
+    With several seeds each the difference of the means must exceed its own 95 % interval. With one seed it
+    must reach ``floor``, and the ranges of what was measured repeatedly within the runs must not overlap.
+    """
     gap = abs(a.mean - b.mean)
     half = half_of_difference(a, b)
-    return gap >= floor if half is None else gap > half
+    return gap >= floor and not _overlap(a, b) if half is None else gap > half
+
+
+def _overlap(a: Estimate, b: Estimate) -> bool:
+    (low, high), (least, most) = (
+        (e.mean if e.low is None else e.low, e.mean if e.high is None else e.high) for e in (a, b)
+    )
+    return low <= most and least <= high

@@ -21,6 +21,11 @@ REPORT = "report.html"
 Record = dict[str, Any]  # a plan or a row, as it is in its file
 
 
+def as_json(value: Any, **options: Any) -> str:
+    """Returns JSON that every parser accepts: a number that is not finite is written as null."""
+    return json.dumps(_finite(value), allow_nan=False, **options)
+
+
 def append_row(path: Path, row: Record) -> None:
     """Adds one row behind the others and waits until the disk has it.
 
@@ -30,7 +35,7 @@ def append_row(path: Path, row: Record) -> None:
     Raises:
         OSError: the file cannot be written; the message names the folder.
     """
-    line = json.dumps(_finite(row), allow_nan=False, ensure_ascii=False) + "\n"
+    line = as_json(row, ensure_ascii=False) + "\n"
     try:
         _cut_half_line(path)
         with path.open("ab", buffering=0) as file:

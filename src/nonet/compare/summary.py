@@ -30,7 +30,8 @@ class Entry:
         role: method, baseline or variant.
         planned: cells of the plan, of both kinds.
         done: of them, those that finished.
-        errors: first line of what went wrong, one for each cell that failed.
+        errors: first line of what went wrong, one for each cell that did not finish.
+        diverged: whether the training of a cell diverged.
         parameters: of the model that it makes.
         matched: whether they lie within 5 % of the slot's median; None where they are not meant to.
         numbers: over the seeds: bits per byte at equal tokens (``quality``), at equal time (``timed``)
@@ -54,6 +55,7 @@ class Entry:
     planned: int
     done: int
     errors: tuple[str, ...]
+    diverged: bool
     parameters: int | None
     matched: bool | None
     numbers: dict[str, Estimate | None]
@@ -96,7 +98,7 @@ def summarise(plan: Record, rows: Iterable[Record]) -> tuple[Slot, ...]:
     """Returns the numbers of each slot of the plan."""
     rows = list(rows)
     done = finished(rows)
-    failed = {row["cell"]["id"]: first_line(row["error"]) for row in rows if row["state"] == "failed"}
+    failed = {row["cell"]["id"]: row for row in rows if row["state"] != "done"}
     return tuple(_slot(name, plan, done, failed) for name in plan["slots"])
 
 
@@ -110,7 +112,7 @@ def first_line(error: str | None) -> str:
     return next((line.strip() for line in (error or "").splitlines() if line.strip()), "no reason was given")
 
 
-def _slot(name: registry.Slot, plan: Record, done: dict[str, Record], failed: dict[str, str]) -> Slot:
+def _slot(name: registry.Slot, plan: Record, done: dict[str, Record], failed: dict[str, Record]) -> Slot:
     cells: dict[str, list[dict[str, Any]]] = {}
     for cell in plan["cells"]:
         if name in cell["slots"]:
@@ -131,19 +133,21 @@ def _entry(
     part: registry.Part | None,
     cells: list[dict[str, Any]],
     runs: list[Record],
-    failed: dict[str, str],
+    failed: dict[str, Record],
     window: int,
     budget: float | None,
 ) -> Entry:
     ran = {row["cell"]["id"] for row in runs}
     main = [row for row in runs if row["cell"]["kind"] != "recall"]
+    lost = [failed[c["id"]] for c in cells if c["id"] in failed and c["id"] not in ran]
     return Entry(
         name=name,
         title=part.title if part else name,
         role=part.role if part else "variant",
         planned=len(cells),
         done=len(runs),
-        errors=tuple(failed[c["id"]] for c in cells if c["id"] in failed and c["id"] not in ran),
+        errors=tuple(first_line(row["error"]) for row in lost),
+        diverged=any(row["state"] == "diverged" for row in lost),
         parameters=next((row["parameters"] for row in main), cells[0]["parameters"] or None),
         matched=None,
         numbers=numbers(main, window, budget),

@@ -20,7 +20,8 @@ from nonet.compare.summary import CROSSING, REFERENCE, Slot, seeds_run, summaris
 from nonet.compare.verdict import Advice
 
 _CROSSING = (
-    "From how many tokens of context on each costs less, and its share of the cost at the longest length."
+    "From how many tokens of context on each costs less, and its share of the cost at the longest length. "
+    "Level: the two costs differ by no more than their spread."
 )
 
 
@@ -55,7 +56,7 @@ def crossing_sheet(slot: Slot) -> Sheet | None:
                 items.append(Item(units.DASH))
                 continue
             ratio = f"{units.times(found.ratio)} at {units.count(found.longest)}"
-            items.append(Item(str(found), ratio if found.clear else f"{ratio}, within the spread"))
+            items.append(Item(str(found), f"{ratio}, within the spread" if found.kind == "level" else ratio))
         rows.append((name, tuple(items)))
     return Sheet(head, tuple(rows), _CROSSING)
 

@@ -50,6 +50,11 @@ def matters(a: Estimate, b: Estimate, floor: float) -> bool:
     return abs(a.mean - b.mean) >= floor and differ(a, b, floor)
 
 
+def sound(slot: Slot) -> list[Entry]:
+    """Returns the entries that may be recommended: those of which no training diverged."""
+    return [entry for entry in slot.entries if not entry.diverged]
+
+
 def named(entries: Sequence[Entry]) -> frozenset[str]:
     """Returns the names of entries."""
     return frozenset(entry.name for entry in entries)
@@ -63,9 +68,12 @@ def nothing_yet(slot: Slot, done: Sequence[Entry]) -> Advice:
 
 
 def failures(slot: Slot) -> list[str]:
-    """Returns a line on runs that failed, and on those that are missing."""
+    """Returns a line each on runs that diverged, that failed, and that are missing."""
     lines = []
-    failed = [entry.title for entry in slot.entries if entry.errors]
+    diverged = [entry.title for entry in slot.entries if entry.diverged]
+    if diverged:
+        lines.append(f"Training of {units.listed(diverged)} diverged, which is why it is not recommended.")
+    failed = [entry.title for entry in slot.entries if entry.errors and not entry.diverged]
     if failed:
         lines.append(f"Runs of {units.listed(failed)} failed.")
     waiting = [e.title for e in slot.entries if e.planned > e.done + len(e.errors)]

@@ -13,7 +13,8 @@ import threading
 import traceback
 from typing import Any
 
-from nonet.compare.cell import failed_row, run_cell
+from nonet.compare.cell import DivergedError, failed_row, run_cell
+from nonet.compare.store import as_json
 
 
 def main() -> None:
@@ -25,18 +26,19 @@ def main() -> None:
         os._exit(1)
 
     threading.Thread(target=leave_with_the_parent, daemon=True).start()
-    out = sys.stdout
-    sys.stdout = sys.stderr  # whatever a library prints must not be taken for a row
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # a library that prints, from C too, must not be taken for a row
 
     def say(message: dict[str, Any]) -> None:
-        out.write(json.dumps(message) + "\n")
+        out.write(as_json(message) + "\n")
         out.flush()
 
     try:
         row = run_cell(value, lambda share, doing: say({"share": share, "doing": doing}))
     except Exception as error:  # noqa: BLE001  (a failed cell is a row that says why, whatever the reason)
         traceback.print_exc()
-        row = failed_row(value, f"{type(error).__name__}: {error}")
+        state = "diverged" if isinstance(error, DivergedError) else "failed"
+        row = failed_row(value, f"{type(error).__name__}: {error}", state)
     say({"row": row})
 
 

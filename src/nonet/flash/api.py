@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nonet.flash import METHOD
 from nonet.select import implementation
-from nonet.shapes import check_floating, check_positive, check_shape, divides
+from nonet.shapes import check_floating, check_positive, check_shape, check_slopes, divides
 
 
 def flash_attention(
@@ -63,7 +63,7 @@ def flash_attention(
     check_floating(q=q, k=k, v=v)
     divides("key heads G", sizes["G"], "query heads H", sizes["H"])
     check_positive(window=window, softcap=softcap)
-    _check_slopes(alibi_slopes, sizes)
+    check_slopes(alibi_slopes, sizes)
     bounds = {"key_lengths": key_lengths, "key_starts": key_starts, "query_lengths": query_lengths}
     for name, bound in bounds.items():
         if bound is not None:
@@ -160,8 +160,3 @@ def flash_attention_varlen(
 
 def _used(**options: object) -> list[str]:
     return [name for name, value in options.items() if value is not None and value is not False]
-
-
-def _check_slopes(slopes: Tensor | None, sizes: dict[str, int]) -> None:
-    if slopes is not None:
-        check_shape("alibi_slopes", slopes, "H" if slopes.dim() == 1 else "B H", sizes)

@@ -10,21 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from torch.nn.functional import linear, pad
 from transformers.cache_utils import Cache
 from transformers.models.falcon_mamba import modeling_falcon_mamba
 from transformers.models.mamba import modeling_mamba
 
+from nonet.ecosystem import given_cache, refuse_unknown
 from nonet.mamba import causal_conv1d, mamba_step, selective_scan
 from nonet.mamba.layer import STEP_ROWS, is_bare
-
-if not hasattr(Cache, "get_conv_state"):
-    raise ImportError(
-        "nonet.hf needs Transformers 5.22 or later, whose caches have get_conv_state; "
-        f"{transformers.__version__} is installed"
-    )
 
 _SILU = ("silu", "swish")
 
@@ -39,41 +33,44 @@ class _Scanned:
     def forward(
         self: Any,
         hidden_states: Tensor,
-        cache_params: Cache | None = None,
+        cache: Cache | None = None,
         attention_mask: Tensor | None = None,
+        cache_params: Cache | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """Mixes T tokens, continuing from the cache's states if there are some.
 
         Args:
             hidden_states: ``(B, T, E)``.
-            cache_params: gives the states before the first token and takes those behind the last.
+            cache: gives the states before the first token and takes those after the last.
             attention_mask: ``(B, S)``, zero on padding; its last T columns are these tokens. Padding may lie
                 anywhere: it leaves states as they are, and its outputs mean nothing.
-            kwargs: none of Transformers' other arguments has a meaning here.
+            cache_params: ``cache``, by the name that Transformers gave it before 5.24.
+            kwargs: only None; no other argument of Transformers is served.
 
         Returns:
             ``(B, T, E)``.
 
         Raises:
-            ValueError: the mask does not fit, rows are packed, or padding meets a cache that records.
+            TypeError: an argument is not served, such as those of packed rows (cu_seqlens, seq_idx).
+            ValueError: the mask does not fit, or padding meets a cache that records.
         """
-        if kwargs.get("cu_seqlens") is not None or kwargs.get("seq_idx") is not None:
-            raise ValueError("packed rows (cu_seqlens, seq_idx) are not served; give a row to each sequence")
+        refuse_unknown(type(self).__name__, kwargs)
+        cache = given_cache({"cache": cache, "cache_params": cache_params})
         conv, ssm = None, None
-        if cache_params is not None:
-            conv = cache_params.get_conv_state(self.layer_idx)
-            ssm = cache_params.get_recurrent_state(self.layer_idx)
+        if cache is not None:
+            conv = cache.get_conv_state(self.layer_idx)
+            ssm = cache.get_recurrent_state(self.layer_idx)
         real = _real(attention_mask, hidden_states)
         if real is None:
-            if conv is not None and ssm is not None and _steps(self, hidden_states, cache_params):
+            if conv is not None and ssm is not None and _steps(self, hidden_states, cache):
                 return _step(self, hidden_states, conv, ssm)
-            return _scan(self, hidden_states, cache_params, conv, ssm, None)
-        # Real tokens first: they meet the state before them, and what follows them meets nobody.
+            return _scan(self, hidden_states, cache, conv, ssm, None)
+        # Real tokens first: they continue from the state, and nothing reads the padding after them.
         order = real.argsort(dim=1, descending=True, stable=True)[..., None]
         hidden_states = hidden_states.masked_fill(~real[..., None], 0.0).take_along_dim(order, dim=1)
         real = real[..., None].take_along_dim(order, dim=1)
-        out = _scan(self, hidden_states, cache_params, conv, ssm, real)
+        out = _scan(self, hidden_states, cache, conv, ssm, real)
         return out.take_along_dim(order.argsort(dim=1), dim=1)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from nonet.linformer import METHOD
 from nonet.linformer.rows import shift
 from nonet.select import implementation
-from nonet.shapes import check_floating, check_positive, check_shape, divides, lengths_to_mask
+from nonet.shapes import check_floating, check_positive, check_shape, check_slopes, divides, lengths_to_mask
 
 
 def linformer_attention(
@@ -82,7 +82,7 @@ def block_linformer_attention(
     block_size: int,
     past: Int[Tensor, " B"] | None = None,
     scale: float | None = None,
-    alibi_slopes: Float[Tensor, " H"] | None = None,
+    alibi_slopes: Float[Tensor, "*B H"] | None = None,
     impl: str = "auto",
 ) -> Float[Tensor, "B H T D"]:
     r"""Returns causal attention to the slots of finished blocks and to the tokens of a query's own block.
@@ -105,7 +105,7 @@ def block_linformer_attention(
         block_size: tokens c of a block.
         past: tokens of row b before its first query; None when the text begins with it, and then S = T.
         scale: factor on scores, ``D ** -0.5`` by default.
-        alibi_slopes: ``(H,)``; subtracts slope times distance from the scores.
+        alibi_slopes: ``(H,)`` or ``(B, H)``; subtracts slope times distance from the scores.
         impl: ``"torch"``, ``"reference"`` or ``"auto"``.
 
     Returns:
@@ -130,8 +130,7 @@ def block_linformer_attention(
         check_shape("past", past, "B", sizes)
     elif sizes["M"] < (needed := (sizes["T"] - 1) // block_size):
         raise ValueError(f"slot_k must hold {needed} blocks for {sizes['T']} queries; got {sizes['M']}")
-    if alibi_slopes is not None:
-        check_shape("alibi_slopes", alibi_slopes, "H", sizes)
+    check_slopes(alibi_slopes, sizes)
     run = implementation(METHOD.op("block_linformer_attention"), impl, q)
     return run(
         q,

@@ -49,5 +49,5 @@ def block_linformer_attention(
     if alibi_slopes is not None:
         middle = m * block_size + block_size // 2
         distance = torch.cat([p - middle, p - j], dim=-1)
-        s = s - alibi_slopes.to(s).view(heads, 1, 1) * distance
+        s = s - alibi_slopes.to(s).view(-1, heads, 1, 1) * distance
     return torch.softmax(s.masked_fill(~seen, -torch.inf), dim=-1) @ v

@@ -100,8 +100,8 @@ def select_lora(model: Model, which: str | Sequence[str | None] | None) -> Selec
             are then computed together. Rows that are multiplied on the way, as beam search does, count.
 
     Raises:
-        ValueError: a name is not known, an adapter is merged, or rows differ in adapters of which one is
-            DoRA or trains biases or modules in full.
+        ValueError: a name is not known, an adapter is merged, a module that carries one was replaced, or rows
+            differ in adapters of which one is DoRA or trains biases or modules in full.
     """
     state = state_of(model)
     if state.merged is not None:

@@ -1,4 +1,4 @@
-"""How a module carries adapters: it becomes an object of a derived class, and stays what it was else."""
+"""How a module carries adapters: its class changes to a subclass; nothing else about it changes."""
 
 from __future__ import annotations
 
@@ -69,21 +69,21 @@ class Adapters(nn.ModuleDict):
         Nothing is kept between calls: a weight can change without a trace, as by a write through ``.data``.
         """
         parts: list[Factors] = [self[name] for name in self.named]  # type: ignore[misc]
-        pairs = [part.pair() for part in parts]
+        pairs = [(a.to(dtype), b.to(dtype)) for a, b in (part.pair() for part in parts)]
         rank = max(len(a) for a, _ in pairs)
         if any(len(a) < rank for a, _ in pairs):
             pairs = [(F.pad(a, (0, 0, 0, rank - len(a))), F.pad(b, (0, rank - len(a)))) for a, b in pairs]
         scales, order = [part.scale for part in parts], None
         if torch.compiler.is_compiling():
             order = rows  # a graph that serves every choice of rows
-        else:  # a row's factors are copied once, and not first into a stack of the adapters
+        else:  # a row's factors are copied once, without a stack of the adapters in between
             a, b = pairs[0]
-            pairs.append((a.new_zeros(()).expand_as(a), b.new_zeros(()).expand_as(b)))  # of a row without one
+            pairs.append((a.new_zeros(()).expand_as(a), b.new_zeros(()).expand_as(b)))  # for a row of none
             pairs, scales = [pairs[k] for k in self.places], [[*scales, 0.0][k] for k in self.places]
         wide = torch.promote_types(dtype, torch.float32)
         return (
-            torch.stack([a for a, _ in pairs]).to(dtype),
-            torch.stack([b for _, b in pairs]).to(dtype),
+            torch.stack([a for a, _ in pairs]),
+            torch.stack([b for _, b in pairs]),
             torch.tensor(scales, dtype=wide, device=pairs[0][0].device),
             order,
         )

@@ -154,7 +154,7 @@ def _check_tensors(model: nn.Module, given: Mapping[str, Tensor], plan: Asked) -
                 f"the adapter's {key} has the shape {tuple(value.shape)}; the model needs {shape}"
                 f"{_remedy(model, key)}"
             )
-        if not value.is_floating_point():
+        if key in wanted and not value.is_floating_point():
             raise ValueError(f"the adapter's {key} must be of a floating dtype; got {value.dtype}")
         if key not in wanted and not torch.equal(own[key], value.to(own[key])):
             raise ValueError(f"the adapter changes {key} of the model itself, which is not supported")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nonet.claim import Claim, Curve, Figure, Finding, Plot, Verdict, judge
+from nonet.ecosystem import returned_cache
 from nonet.mamba.api import selective_scan
 
 if TYPE_CHECKING:
@@ -199,11 +200,11 @@ def _decoding(lab: Lab) -> Finding:
         ids = torch.randint(257, (rows, context), generator=torch.Generator().manual_seed(context))
         caches = {}
         for p, model in models.items():
-            caches[p] = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+            caches[p] = returned_cache(model(input_ids=ids, use_cache=True, logits_to_keep=1))
             memory[p].append(lab.cache_bytes(caches[p]) / rows / 1024)
 
         def step(p: str, ids: Tensor = ids, caches: dict[str, Any] = caches) -> Any:
-            return models[p](input_ids=ids[:, -1:], past_key_values=caches[p], use_cache=True)
+            return models[p](input_ids=ids[:, -1:], cache=caches[p], use_cache=True)
 
         taken = lab.seconds({"M": lambda: step("M"), "F": lambda: step("F")}, lab.scaled(9, 25))
         for p, seconds in taken.items():

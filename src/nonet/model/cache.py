@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, StaticLayer
 
 
 class StateLayer(CacheLayerMixin):
@@ -95,3 +97,29 @@ class StateLayer(CacheLayerMixin):
 
     def _rows(self, change: Any) -> None:
         self.tensors = {name: change(t) for name, t in self.tensors.items()}
+
+
+def prepare_cache(cache: Cache, config: PreTrainedConfig, stateful: Sequence[bool]) -> None:
+    """Gives an empty ``DynamicCache()`` the layers of a model, and checks those of any other cache.
+
+    Args:
+        cache: what a call was given.
+        config: of the model.
+        stateful: for each of its layers, whether its mixer keeps a :class:`StateLayer`.
+
+    Raises:
+        TypeError: ``cache`` is no Cache of Transformers.
+        ValueError: its layers are not those that the model needs.
+    """
+    if not isinstance(cache, Cache):
+        raise TypeError(f"cache must be a DynamicCache(config=model.config); got {type(cache).__name__}")
+    if isinstance(cache, DynamicCache) and not cache.layers:
+        cache.layers = DynamicCache(config=config).layers
+    found = cache.layers
+    fits = len(found) == len(stateful) and not any(isinstance(layer, StaticLayer) for layer in found)
+    if not fits or any(isinstance(a, StateLayer) != b for a, b in zip(found, stateful, strict=True)):
+        kinds = ", ".join(dict.fromkeys(type(layer).__name__ for layer in found)) or "none"
+        raise ValueError(
+            f"cache must be a DynamicCache(config=model.config), which has the {len(stateful)} layers that "
+            f"this model needs; got a {type(cache).__name__} of {len(found)} layers ({kinds})"
+        )

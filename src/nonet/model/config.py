@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
+from nonet.ecosystem import CACHE_NAMES
 from nonet.registry import RESIDUALS, Part, load, method_of, part, parts
 from nonet.shapes import check_choice, check_positive, divides
 from nonet.slots import Position
@@ -49,7 +50,7 @@ class NonetConfig(PreTrainedConfig):
     """
 
     model_type = "nonet"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  (the base class declares it so)
+    keys_to_ignore_at_inference = list(CACHE_NAMES)  # noqa: RUF012  (the base class declares it so)
 
     vocab_size: int = 257
     hidden_size: int = 256

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
-from transformers.cache_utils import Cache, DynamicCache, StaticLayer
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -21,11 +21,14 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import PreTrainedModel
 
-from nonet.model.cache import StateLayer
+from nonet.ecosystem import CACHE, CACHE_NAMES, given_cache, refuse_unknown
+from nonet.model.cache import StateLayer, prepare_cache
 from nonet.model.config import NonetConfig
-from nonet.model.padding import padding_bounds, refuse_packing
+from nonet.model.padding import check_places, padding_bounds, real_lengths
 from nonet.registry import RESIDUALS, load, part
 from nonet.slots import Context, Dims, LinearFactory, Memo
+
+_LOSS_OPTIONS = ("num_items_in_batch", "ignore_index", "shift_labels")
 
 
 class SwiGLU(nn.Module):
@@ -54,9 +57,9 @@ class NonetLayer(GradientCheckpointingLayer):
         self.channel_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.channel_mixer = SwiGLU(config.hidden_size, config.intermediate_size, linear)  # type: ignore[arg-type]
 
-    def mix(self, x: Tensor, context: Context, past_key_values: Cache | None = None) -> Tensor:
+    def mix(self, x: Tensor, context: Context, cache: Cache | None = None) -> Tensor:
         """Returns what the tokens tell each other, to be added to ``x``."""
-        state = None if past_key_values is None else past_key_values.layers[self.index]
+        state = None if cache is None else cache.layers[self.index]
         mixed = self.mixer(self.mixer_norm(x), context, state)
         if isinstance(state, StateLayer):
             state.advance(x.shape[1])
@@ -66,9 +69,9 @@ class NonetLayer(GradientCheckpointingLayer):
         """Returns what each token makes of itself, to be added to ``x``."""
         return self.channel_mixer(self.channel_norm(x))
 
-    def forward(self, x: Tensor, context: Context, past_key_values: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context, cache: Cache | None = None) -> Tensor:
         """Returns (B, T, E) for (B, T, E)."""
-        x = x + self.mix(x, context, past_key_values)
+        x = x + self.mix(x, context, cache)
         return x + self.feed(x)
 
 
@@ -79,7 +82,7 @@ class NonetPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["NonetLayer"]  # noqa: RUF012  (the base class declares these so)
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
 
     @classmethod
     def from_pretrained(cls, *args: Any, use_safetensors: bool | None = True, **kwargs: Any) -> Any:
@@ -140,7 +143,8 @@ class NonetModel(NonetPreTrainedModel):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         residual = RESIDUALS[config.residual]
         self.residual: Callable[..., Tensor] | None = load(residual) if residual else None
-        self._is_stateful = any(mixer.cache != "full_attention" for mixer in config.mixers())
+        self._stateful = tuple(mixer.cache != "full_attention" for mixer in config.mixers())
+        self._is_stateful = any(self._stateful)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -149,14 +153,21 @@ class NonetModel(NonetPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
-        """Returns the hidden states (B, T, E) of T tokens, which continue a cache when one is given."""
+    ) -> BaseModelOutputWithPast | tuple[Any, ...]:
+        """Returns the hidden states (B, T, E) of T tokens, which continue a cache when one is given.
+
+        As in Transformers' models, the last of ``hidden_states`` is the output of the final norm.
+        """
+        refuse_unknown(type(self).__name__, kwargs)
+        cache = given_cache({"cache": cache, "past_key_values": past_key_values})
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if output_attentions:
@@ -167,52 +178,55 @@ class NonetModel(NonetPreTrainedModel):
             self.gradient_checkpointing and self.training
         )
         if again or not self.config.is_causal:
-            if past_key_values is not None and past_key_values.get_seq_length() > 0:
-                raise ValueError("past_key_values cannot continue where layers are run again for gradients")
-            use_cache, past_key_values = False, None
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+            if cache is not None and cache.get_seq_length() > 0:
+                raise ValueError("a cache cannot continue where layers are run again for gradients")
+            use_cache, cache = False, None
+        more = cache is not None  # whoever hands a cache in may hand it in again
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        if cache is not None:
+            prepare_cache(cache, self.config, self._stateful)
 
-        context = self._context(x, attention_mask, position_ids, past_key_values)
+        context = self._context(x, attention_mask, position_ids, cache, more)
         embedded = self.position.embed(context.places)
         x = x if embedded is None else x + embedded.to(x.dtype)
         hidden: tuple[Tensor, ...] = (x,)
         if self.residual is not None:
             if output_hidden_states:
                 raise ValueError("output_hidden_states=True: reversible layers do not keep their outputs")
-            x = self._reversible(x, context, past_key_values)
+            x = self._reversible(x, context, cache)
         else:
             for layer in self.layers:
-                x = layer(x, context, past_key_values=past_key_values)
+                x = layer(x, context, cache=cache)
                 hidden = (*hidden, x) if output_hidden_states else hidden
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(x),
-            past_key_values=past_key_values,
-            hidden_states=hidden if output_hidden_states else None,
+        last = self.norm(x)
+        output = BaseModelOutputWithPast(
+            last_hidden_state=last,
+            hidden_states=(*hidden[:-1], last) if output_hidden_states else None,
+            **{CACHE: cache},
         )
+        return output if return_dict is not False else output.to_tuple()
 
     def _context(
-        self, x: Tensor, mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None
+        self, x: Tensor, mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None, more: bool
     ) -> Context:
-        if cache is not None and any(isinstance(layer, StaticLayer) for layer in cache.layers):
-            raise ValueError("past_key_values is a static cache; this model needs a DynamicCache(config=...)")
         past = 0 if cache is None else cache.get_seq_length()
         new = x.shape[1]
-        starts, ends = padding_bounds(mask, past, new)
+        starts, ends = padding_bounds(mask, past, new, more)
         if position_ids is not None:
-            if mask is None:
-                refuse_packing(position_ids)
+            check_places(position_ids, new, starts, ends, past)
             places = position_ids.to(x.device)
         else:
             places = torch.arange(past, past + new, device=x.device)[None]
             places = places if starts is None else (places - starts[:, None]).clamp(min=0)
-        slopes = self.position.slopes(past + new)
+        length = real_lengths(starts, ends, past + new)
+        slopes = self.position.slopes(length)
         return Context(
             places=places,
             past=past,
             starts=starts,
             ends=ends,
-            rotation=self.position.rotation(past + new),
+            rotation=self.position.rotation(length),
             slopes=None if slopes is None else slopes.to(x.device),
             shared=self.shared,
         )
@@ -249,12 +263,15 @@ class NonetForCausalLM(NonetPreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Returns logits ``(B, T, V)``, and the mean cross-entropy in nats when labels are given.
@@ -263,25 +280,33 @@ class NonetForCausalLM(NonetPreTrainedModel, GenerationMixin):
             input_ids: tokens ``(B, T)``.
             attention_mask: ``(B, past + T)``, ones on real tokens; each row's ones are contiguous.
             position_ids: places ``(B, T)``, counted from the first real token by default.
-            past_key_values: the cache of earlier tokens.
-            inputs_embeds: ``(B, T, E)`` in place of ``input_ids``.
+            cache: of the earlier tokens.
+            inputs_embeds: ``(B, T, E)`` instead of ``input_ids``.
             labels: ``(B, T)``, shifted inside; -100 is not scored.
             use_cache: return a cache that the next call continues from.
-            logits_to_keep: only the last so many places, or the places named by a tensor; 0 for all.
+            output_hidden_states: return the input of every layer, and the states that the head reads.
+            output_attentions: only False, since no mixer forms attention weights.
+            logits_to_keep: only the last so many places, or the places that a tensor names; 0 for all.
             return_dict: False for a plain tuple.
-            **kwargs: ``output_hidden_states``, and what the loss takes (``num_items_in_batch``).
+            past_key_values: ``cache``, by the name that Transformers gave it before 5.24.
+            **kwargs: options of the loss: ``num_items_in_batch``, ``ignore_index``, ``shift_labels``.
 
         Raises:
-            ValueError: the mask has holes or another length, sequences are packed, or the cache is static.
+            TypeError: an argument is not understood.
+            ValueError: the mask has holes or another length, sequences are packed, or the cache does not
+                fit the model.
         """
+        refuse_unknown(type(self).__name__, kwargs, _LOSS_OPTIONS)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            **kwargs,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            past_key_values=past_key_values,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
@@ -293,8 +318,8 @@ class NonetForCausalLM(NonetPreTrainedModel, GenerationMixin):
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
+            **{CACHE: outputs.get(CACHE)},
         )
         return output if return_dict is not False else output.to_tuple()
 
@@ -317,16 +342,20 @@ class NonetForSequenceClassification(NonetPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput | tuple[Any, ...]:
         """Returns logits ``(B, labels)`` of the mean over real tokens, and the loss when labels are given."""
+        refuse_unknown(type(self).__name__, kwargs, _LOSS_OPTIONS)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            **kwargs,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
         )
         hidden = outputs.last_hidden_state
         if attention_mask is None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nonet.position.api import alibi_slopes, apply_rotary, rotary_angles, rotary_frequencies, sinusoidal
 from nonet.position.config import AlibiConfig, RotaryConfig
-from nonet.slots import Dims, Position
+from nonet.slots import Dims, Lengths, Position
 
 
 class Turn:
@@ -22,12 +22,15 @@ class Turn:
     Args:
         head_dim: D.
         options: :class:`RotaryConfig`.
-        length: tokens in the whole context.
+        length: tokens in the whole context, of all rows or of each row ``(B,)``.
     """
 
-    def __init__(self, head_dim: int, options: RotaryConfig, length: int) -> None:
-        self.head_dim, self.options, self.length = head_dim, options, length
+    def __init__(self, head_dim: int, options: RotaryConfig, length: Lengths) -> None:
+        self.head_dim, self.options = head_dim, options
         self.of_whole = options.scaling is not None and options.scaling.of_whole
+        self.lengths: list[int | None] = [None]
+        if self.of_whole:
+            self.lengths = length.tolist() if isinstance(length, Tensor) else [length]
         self._kept: list[tuple[Tensor, tuple[Tensor, Tensor]]] = []
 
     def __call__(self, x: Tensor, places: Tensor) -> Tensor:
@@ -39,13 +42,21 @@ class Turn:
         for known, angles in self._kept:
             if known is places and angles[0].dtype == dtype:
                 return angles
-        inv_freq, factor = rotary_frequencies(
-            self.head_dim, self.options, length=self.length, dtype=dtype, device=places.device
-        )
-        angles = rotary_angles(inv_freq, places, factor)
+        angles = self._made(places, dtype)
         # The first are the queries', which every layer asks for; the latest may be the keys'.
         self._kept = [*self._kept[:1], (places, angles)]
         return angles
+
+    def _made(self, places: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        rows = []
+        for row, length in enumerate(self.lengths):
+            inv_freq, factor = rotary_frequencies(
+                self.head_dim, self.options, length=length, dtype=dtype, device=places.device
+            )
+            mine = places if len(self.lengths) == 1 or len(places) == 1 else places[row : row + 1]
+            rows.append(rotary_angles(inv_freq, mine, factor))
+        cos, sin = zip(*rows, strict=True)
+        return (cos[0], sin[0]) if len(rows) == 1 else (torch.cat(cos), torch.cat(sin))
 
 
 class RotaryPosition(Position):
@@ -62,7 +73,7 @@ class RotaryPosition(Position):
         super().__init__(dims, options)
         rotary_frequencies(dims.head_dim, options, device="cpu")  # options that do not fit fail here
 
-    def rotation(self, length: int) -> Turn:
+    def rotation(self, length: Lengths) -> Turn:
         """Returns the rotation for one forward pass over a context of ``length`` tokens."""
         return Turn(self.dims.head_dim, self.options, length)
 
@@ -79,11 +90,17 @@ class AlibiPosition(Position):
 
     options: AlibiConfig
 
-    def slopes(self, length: int) -> Tensor:
-        """Returns the ``(H,)`` slopes for a context of ``length`` tokens, in float32 on the CPU."""
+    def slopes(self, length: Lengths) -> Tensor:
+        """Returns the slopes for a context of ``length`` tokens, in float32 on the CPU.
+
+        They are ``(H,)``; where rows have lengths of their own and slopes depend on these, ``(B, H)``.
+        """
+        heads, trained = self.dims.heads, self.dims.max_length
         if not self.options.interpolate:
-            return alibi_slopes(self.dims.heads)
-        return alibi_slopes(self.dims.heads, length=length, train_length=self.dims.max_length)
+            return alibi_slopes(heads)
+        if isinstance(length, int):
+            return alibi_slopes(heads, length=length, train_length=trained)
+        return torch.stack([alibi_slopes(heads, length=n, train_length=trained) for n in length.tolist()])
 
 
 class SinusoidalPosition(Position):

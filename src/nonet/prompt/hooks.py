@@ -1,12 +1,14 @@
-"""What both kinds of trained prompt share: a module beside the model, and hooks inside of it."""
+"""What both kinds of trained prompt share: a module beside the model, and hooks on the model's body."""
 
 from __future__ import annotations
 
 import inspect
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from nonet.prompt.body import find_body, first_position
 
 Arguments = dict[str, Any]
 
@@ -20,6 +22,7 @@ class SoftPrompt(nn.Module):
         config: how it was made.
         encoder: called, returns the prompt, a matrix with P rows.
         trained_before: names of the model's parameters that were trainable without the prompt.
+        path: of the model's body, see :func:`nonet.prompt.body.find_body`.
     """
 
     def __init__(self, model: PreTrainedModel, config: Any, encoder: nn.Module) -> None:
@@ -27,8 +30,10 @@ class SoftPrompt(nn.Module):
         self.config, self.encoder = config, encoder
         self.trained_before: set[str] = set()
         self.handles: list[Any] = []
-        self.names = tuple(inspect.signature(model.base_model.forward).parameters)
-        self.first = _first_position(model.base_model)
+        self.who = f"{type(config).__name__} on {type(model).__name__}"
+        self.path, body = find_body(model, self.who)
+        self.names = tuple(inspect.signature(body.forward).parameters)
+        self.first = first_position(body)
 
     @property
     def length(self) -> int:
@@ -37,7 +42,7 @@ class SoftPrompt(nn.Module):
 
     def attach(self, model: PreTrainedModel) -> None:
         """Puts the prompt into the model."""
-        hook = model.base_model.register_forward_pre_hook(self.before, with_kwargs=True)
+        hook = model.get_submodule(self.path).register_forward_pre_hook(self.before, with_kwargs=True)
         self.handles.append(hook)
 
     def detach(self, model: PreTrainedModel) -> None:
@@ -49,15 +54,15 @@ class SoftPrompt(nn.Module):
         """Returns the arguments of the model's body, as they are when a prompt stands before the tokens."""
         raise NotImplementedError
 
+    def prove(self, model: PreTrainedModel, ids: Tensor) -> None:
+        """Lets a model without the prompt read a few tokens ``(1, n)``, and attaches the prompt.
+
+        Raises:
+            ValueError: the model does not read a prompt as it reads what stands before its tokens.
+        """
+        raise NotImplementedError
+
 
 def named(names: tuple[str, ...], args: tuple[Any, ...], kwargs: Arguments) -> Arguments:
     """Returns the arguments of a call by their names."""
     return dict(zip(names, args, strict=False)) | kwargs
-
-
-def _first_position(body: nn.Module) -> int:
-    """Returns the position of the first token, which is behind that of padding in models like RoBERTa."""
-    for name, module in body.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return int(module.padding_idx) + 1
-    return 0

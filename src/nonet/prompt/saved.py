@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from nonet.prompt.attentions import kv_shape
 from nonet.prompt.config import PrefixTuning, PromptTuning, PTuning
 from nonet.prompt.encoder import Table
-from nonet.prompt.prefix import kv_shape
 from nonet.prompt.soft import Config, Model, attach, soft_prompt
 
 KEY = "prompt_embeddings"
@@ -136,12 +136,16 @@ def from_peft(model: Model, config: Mapping[str, Any], tensors: Mapping[str, Ten
 
 def _shape(model: PreTrainedModel, kind: str) -> dict[str, int]:
     """Returns the fields by which PEFT knows the sizes of a model."""
-    layers, heads, head_dim = kv_shape(model)
     if kind == "PREFIX_TUNING":
+        layers, heads, head_dim = kv_shape(model)
         return {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * head_dim}
-    heads = model.config.get_text_config().num_attention_heads
+    config = model.config.get_text_config()
     width = model.get_input_embeddings().weight.shape[1]
-    return {"num_layers": layers, "num_attention_heads": heads, "token_dim": width}
+    return {
+        "num_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "token_dim": width,
+    }
 
 
 def _columns(model: PreTrainedModel, kind: str) -> int:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from nonet.prompt.attentions import kv_shape
 from nonet.prompt.config import PrefixTuning, PromptTuning, PTuning
 from nonet.prompt.encoder import PrefixMLP, PromptEncoder, Table
 from nonet.prompt.hooks import SoftPrompt
-from nonet.prompt.prefix import Prefix, kv_shape, made_of
+from nonet.prompt.prefix import Prefix, made_of
+from nonet.prompt.proof import probe, probing
 from nonet.prompt.starts import first_tokens, first_vectors, seeded
 from nonet.prompt.vectors import InputPrompt
 
@@ -35,15 +37,16 @@ def add_prompt(model: Model, config: Config, tokenizer: Any | None = None) -> Mo
     ``model.soft_prompt``, whose ``config`` is the one given here. :func:`remove_prompt` undoes everything.
 
     Args:
-        model: a Transformers model whose forward takes ``inputs_embeds``; for a prefix, one whose attention
-            takes ``past_key_values`` and is computed by ``"eager"`` or ``"sdpa"``. A new head can be trained
-            beside the prompt: ``model.score.requires_grad_(True)``.
+        model: a Transformers model that takes ``inputs_embeds``; for a prefix, one whose attention takes a
+            cache and is computed by ``"eager"`` or ``"sdpa"``. A new head can be trained beside the prompt:
+            ``model.score.requires_grad_(True)``.
         config: which prompt.
         tokenizer: for the starts that read text, and to sample tokens among the frequent ones.
 
     Raises:
         TypeError: the model is not one of Transformers', or ``config`` is none of the three.
-        ValueError: the model has a prompt, or cannot take this one; or its start lacks text or tokenizer.
+        ValueError: the model has a prompt; it does not read this one, which is found out on a few tokens; or
+            the start lacks a text or the tokenizer.
 
     Complexity: P more tokens in the first pass over a text, and P more keys for every query after it.
     Source: 2104.08691, section 2; 2103.10385, section 3; 2101.00190, section 4.
@@ -71,9 +74,14 @@ def attach(model: Model, config: Config, encoder: nn.Module) -> Model:
     else:
         prompt = InputPrompt(model, config, encoder)
     prompt.trained_before = {name for name, p in model.named_parameters() if p.requires_grad}
+    try:
+        with probing(model, prompt.who):
+            prompt.prove(model, probe(model))
+    except ValueError:
+        prompt.detach(model)
+        raise
     model.requires_grad_(False)
     model.soft_prompt = prompt
-    prompt.attach(model)
     return model
 
 
@@ -104,7 +112,7 @@ def _encoder(model: PreTrainedModel, config: Config, tokenizer: Any | None) -> n
     weight = model.get_input_embeddings().weight
     width = weight.shape[1]
     if isinstance(config, PromptTuning):
-        return Table(first_vectors(config, weight, tokenizer))
+        return Table(first_vectors(config, cast(nn.Embedding, model.get_input_embeddings()), tokenizer))
     if isinstance(config, PTuning):
         layers = config.layers if config.encoder == "lstm" else 0
         return PromptEncoder(config.length, width, config.hidden or width, layers)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nonet.prompt.config import PrefixTuning, PromptTuning
 
@@ -23,29 +23,34 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def first_vectors(config: PromptTuning, embeddings: Tensor, tokenizer: Any | None) -> Tensor:
+def first_vectors(config: PromptTuning, embedding: nn.Embedding, tokenizer: Any | None) -> Tensor:
     """Returns the ``(P, E)`` vectors that prompt tuning starts from; to be called inside :func:`seeded`.
 
     Args:
         config: says which start, and its text.
-        embeddings: the model's input embeddings ``(V, E)``.
+        embedding: the model's, which is called and not read: some scale what they look up.
         tokenizer: needed by the starts ``"text"`` and ``"labels"``; tells ``"vocabulary"`` frequent ones.
 
     Raises:
         ValueError: the start lacks its text or the tokenizer, a text has no tokens, or there are more
             labels than vectors.
     """
-    length = config.length
-    table = embeddings.detach().to("cpu", torch.promote_types(embeddings.dtype, torch.float32))
+    length, (rows, width) = config.length, embedding.weight.shape
+    dtype = torch.promote_types(embedding.weight.dtype, torch.float32)
     if config.start == "random":
-        return torch.rand(length, table.shape[1], dtype=table.dtype) - 0.5
+        return torch.rand(length, width, dtype=dtype) - 0.5
+
+    def vectors(ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            return embedding(ids.to(embedding.weight.device)).to("cpu", dtype)
+
     if config.start != "labels":
-        return table[first_tokens(config, table.shape[0], tokenizer)]
+        return vectors(first_tokens(config, rows, tokenizer))
     text = _text(config, tokenizer)
     if len(text) > length:
         raise ValueError(f"text holds {len(text)} labels; length={length} leaves no vector for some")
-    labels = [table[_tokens(word, tokenizer)].mean(0) for word in text]
-    rest = table[_sampled(length - len(labels), table.shape[0], tokenizer)]
+    labels = [vectors(torch.tensor(_tokens(word, tokenizer))).mean(0) for word in text]
+    rest = vectors(_sampled(length - len(labels), rows, tokenizer))
     return torch.cat([torch.stack(labels), rest])
 
 

@@ -1,21 +1,27 @@
 """A prompt of vectors in front of the embeddings: prompt tuning and P-tuning inside a Transformers model.
 
-Two hooks on the model's body do it. The one before puts the prompt in front when a sequence begins; the one
-behind takes the prompt's outputs away, so that the head, the loss and the caller see the given tokens only.
-A cache holds the prompt as well, so while it is continued the mask and the positions count P more.
+Two hooks on the model's body do it. The first puts the prompt in front when a sequence begins; the second
+takes the prompt's outputs away, so that the head, the loss and the caller see the given tokens only. A cache
+holds the prompt as well, so a pass that continues one counts P more in its mask and positions.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from nonet.ecosystem import CACHE_NAMES, given_cache
 from nonet.prompt.config import PromptTuning, PTuning
 from nonet.prompt.hooks import Arguments, SoftPrompt, named
+from nonet.prompt.proof import result, same
+
+# Tensors that :meth:`InputPrompt.before` makes longer by the prompt; it refuses any other.
+_LENGTHENED = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
 
 
 class InputPrompt(SoftPrompt):
@@ -32,19 +38,16 @@ class InputPrompt(SoftPrompt):
 
     def __init__(self, model: PreTrainedModel, config: PromptTuning | PTuning, encoder: nn.Module) -> None:
         super().__init__(model, config, encoder)
-        who = f"{type(config).__name__} on {type(model).__name__}"
-        if "inputs_embeds" not in self.names or "cache_params" in self.names:
-            raise ValueError(f"{who}: its forward must take inputs_embeds, and past_key_values for a cache")
         if getattr(model.base_model, "pooler", None) is not None:
             raise ValueError(
-                f"{who}: its pooler reads the first place, where the prompt would stand; use PrefixTuning"
+                f"{self.who}: its pooler reads the first place, where the prompt stands; use PrefixTuning"
             )
-        self.added = 0  # vectors in front of the tokens of the pass that is under way
+        self.added: dict[int, int] = {}  # of each thread's pass: the vectors in front of its tokens
 
     def attach(self, model: PreTrainedModel) -> None:
         """Puts the prompt into the model."""
         super().attach(model)
-        self.handles.append(model.base_model.register_forward_hook(self.after))
+        self.handles.append(model.get_submodule(self.path).register_forward_hook(self.after))
         own = getattr(model, "prepare_inputs_for_generation", None)
         if own is not None:
             prepare = functools.update_wrapper(functools.partial(self.prepare, own), own)
@@ -55,6 +58,23 @@ class InputPrompt(SoftPrompt):
         super().detach(model)
         vars(model).pop("prepare_inputs_for_generation", None)
 
+    def prove(self, model: PreTrainedModel, ids: Tensor) -> None:
+        """Attaches the prompt, and holds the outputs to those of a model that is given its vectors.
+
+        Raises:
+            ValueError: the model reads more of its tokens than their embeddings, or does not call its body.
+        """
+        x = model.get_submodule(self.path).get_input_embeddings()(ids)
+        if not same(result(model(inputs_embeds=x)), result(model(input_ids=ids))):
+            raise ValueError(f"{self.who}: the model reads more of its tokens than their embeddings")
+        prompt = self.encoder().to(x.device, x.dtype)[None]
+        expected = result(model(inputs_embeds=torch.cat([prompt, x], 1)))
+        if expected.dim() == 3:
+            expected = expected[:, self.length :]
+        self.attach(model)
+        if not same(result(model(input_ids=ids)), expected):
+            raise ValueError(f"{self.who}: the model does not read what stands before its tokens")
+
     def before(self, body: Any, args: tuple[Any, ...], kwargs: Arguments) -> tuple[tuple[()], Arguments]:
         """Returns the arguments of the model's body with the prompt in them."""
         given = named(self.names, args, kwargs)
@@ -62,10 +82,11 @@ class InputPrompt(SoftPrompt):
         if (ids is None) == (x is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         rows, new = (given["input_ids"] if x is None else x).shape[:2]
-        mask, places, cache = (given.get(n) for n in ("attention_mask", "position_ids", "past_key_values"))
+        _refuse_other_tensors(given)
+        mask, places, cache = given.get("attention_mask"), given.get("position_ids"), given_cache(given)
         past = 0 if cache is None else int(cache.get_seq_length())
         begins, P = past == 0, self.length
-        self.added = P if begins else 0
+        self.added[threading.get_ident()] = P if begins else 0
         _check(mask, places, 0 if begins else past - P, new, P)
 
         order = None
@@ -83,7 +104,7 @@ class InputPrompt(SoftPrompt):
                 front = torch.arange(self.first, self.first + P, device=places.device)
                 places = _join(front.expand(len(places), -1), places, order)
         elif mask is not None:
-            places = self.first + (mask.long().cumsum(1) - 1).clamp(min=0)[:, -(new + self.added) :]
+            places = self.first + (mask.long().cumsum(1) - 1).clamp(min=0)[:, -(new + P * begins) :]
         if places is not None and "position_ids" in self.names:
             given["position_ids"] = places
         if begins:
@@ -96,12 +117,13 @@ class InputPrompt(SoftPrompt):
 
     def after(self, body: Any, args: tuple[Any, ...], output: Any) -> Any:
         """Returns the outputs of the model's body for the given tokens alone."""
-        if not self.added:
+        added = self.added.pop(threading.get_ident())
+        if not added:
             return output
         if isinstance(output, tuple):
-            return self._of_tokens(output)
+            return self._of_tokens(output, added)
         for name in list(output):
-            output[name] = self._of_tokens(output[name])
+            output[name] = self._of_tokens(output[name], added)
         return output
 
     def prepare(self, own: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> Arguments:
@@ -109,26 +131,35 @@ class InputPrompt(SoftPrompt):
 
         To continue a cache, ``generate`` cuts off as many tokens as it has places, and P are the prompt's.
         """
-        cache, wanted = kwargs.get("past_key_values"), kwargs.get("next_sequence_length")
+        cache, wanted = given_cache(kwargs), kwargs.get("next_sequence_length")
         x = kwargs.get("inputs_embeds") if kwargs.get("is_first_iteration") else None
         past = 0 if cache is None else cache.get_seq_length()
         if past and wanted == (input_ids if x is None else x).shape[1] - past:
             kwargs["next_sequence_length"] = wanted + self.length
         return own(input_ids, *args, **kwargs)
 
-    def _of_tokens(self, value: Any) -> Any:
+    def _of_tokens(self, value: Any, added: int) -> Any:
         if isinstance(value, tuple):
-            return tuple(self._of_tokens(inner) for inner in value)
+            return tuple(self._of_tokens(inner, added) for inner in value)
         if isinstance(value, Tensor) and value.dim() > 2:  # hidden states (B, T, E), weights (B, H, T, S)
-            return value.narrow(value.dim() - 2, self.added, value.shape[-2] - self.added)
+            return value.narrow(value.dim() - 2, added, value.shape[-2] - added)
         return value
+
+
+def _refuse_other_tensors(given: Arguments) -> None:
+    """Raises ValueError for a tensor that says something of each token, and nothing of the prompt."""
+    for name, value in given.items():
+        if isinstance(value, Tensor) and value.dim() and name not in (*_LENGTHENED, *CACHE_NAMES):
+            raise ValueError(
+                f"{name} describes the tokens alone, so it is wrong beside a prompt; leave it out"
+            )
 
 
 def _check(mask: Any, places: Tensor | None, seen: int, new: int, P: int) -> None:
     """Checks what a pass is given, where ``seen`` tokens are in the cache beside the prompt."""
     if seen < 0:
         raise ValueError(
-            f"past_key_values holds {seen + P} places, fewer than the prompt's {P}; it was begun without it"
+            f"the cache holds {seen + P} places, fewer than the prompt's {P}; it was begun without the prompt"
         )
     if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
         raise ValueError(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nonet.reformer import METHOD
 from nonet.select import implementation
-from nonet.shapes import check_choice, check_floating, check_positive, check_shape
+from nonet.shapes import check_choice, check_floating, check_positive, check_shape, check_slopes
 
 _ONE_HASH = 128  # buckets that one hash tells apart; more are pairs of hashes
 
@@ -25,7 +25,7 @@ def lsh_attention(
     buckets: Int[Tensor, "B H R T"] | None = None,
     attend: str = "bucket",
     scale: float = 1.0,
-    alibi_slopes: Float[Tensor, " H"] | None = None,
+    alibi_slopes: Float[Tensor, "*B H"] | None = None,
     key_starts: Int[Tensor, " B"] | None = None,
     key_lengths: Int[Tensor, " B"] | None = None,
     queries: int | None = None,
@@ -60,7 +60,7 @@ def lsh_attention(
             numbers from 0 to below ``2 ** 29 / bucket_size``.
         attend: ``"bucket"``, ``"chunk"`` or ``"loose"``.
         scale: factor on scores. A key has length one, so that there is no ``D ** -0.5``.
-        alibi_slopes: ``(H,)``, constants; subtracts slope times distance from the scores.
+        alibi_slopes: ``(H,)`` or ``(B, H)``, constants; subtracts slope times distance from the scores.
         key_starts: the first token of row b that is no padding.
         key_lengths: the tokens of row b up to the last that is no padding.
         queries: only the last so many rows are wanted, as in decoding from a cache; all by default.
@@ -87,8 +87,7 @@ def lsh_attention(
     queries = length if queries is None else queries
     if not 1 <= queries <= length:
         raise ValueError(f"queries must be from 1 to T={length}; got {queries}")
-    if alibi_slopes is not None:
-        check_shape("alibi_slopes", alibi_slopes, "H", sizes)
+    check_slopes(alibi_slopes, sizes)
     if buckets is None:
         rotations = lsh_rotations(
             sizes["D"],

@@ -38,14 +38,22 @@ class ReformerMixer(Mixer):
         self.qk_proj = linear(dims.hidden, width, bias=False)
         self.v_proj = linear(dims.hidden, width, bias=False)
         self.o_proj = linear(width, dims.hidden, bias=False)
-        rotations = lsh_rotations(
-            dims.head_dim,
-            heads=dims.heads,
-            n_hashes=options.n_hashes,
-            n_buckets=options.n_buckets or dims.max_length / options.bucket_size,
-            seed=options.seed + 1_000_003 * layer,
+        self.register_buffer("rotations", self._first_rotations())
+
+    def _first_rotations(self) -> Tensor:
+        return lsh_rotations(
+            self.dims.head_dim,
+            heads=self.dims.heads,
+            n_hashes=self.options.n_hashes,
+            n_buckets=self.options.n_buckets or self.dims.max_length / self.options.bucket_size,
+            seed=self.options.seed + 1_000_003 * self.layer,
         )
-        self.register_buffer("rotations", rotations)
+
+    def init_weights(self, std: float) -> None:
+        """Draws the rotations again from their seed, which a model made on the meta device lacks."""
+        from transformers import initialization
+
+        initialization.copy_(self.rotations, self._first_rotations())
 
     def forward(self, x: Tensor, context: Context, state: Any | None = None) -> Tensor:
         """Attends from T new tokens to those among all seen so far that hash alike.

@@ -32,7 +32,7 @@ def lsh_attention(
     k = F.normalize(qk, dim=-1, eps=1e-6)  # k_j = q_j / |q_j|
     s = scale * (qk @ k.mT)
     if alibi_slopes is not None:
-        s = s - alibi_slopes.to(s.dtype).view(-1, 1, 1) * (i - i.mT).abs()
+        s = s - alibi_slopes.to(s.dtype).view(-1, qk.shape[1], 1, 1) * (i - i.mT).abs()
     s = s.masked_fill(i == i.mT, max(-1e5, torch.finfo(s.dtype).min)) + n.to(s.dtype).log()
     return (s.softmax(-1) @ v)[:, :, -queries:]
 

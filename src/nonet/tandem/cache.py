@@ -77,6 +77,17 @@ def rollback_cache(model: PreTrainedModel, room: int) -> Cache:
     return Cache(layers=[RollbackLayer(room) if type(layer) is DynamicLayer else layer for layer in made])
 
 
+def counted(cache: Cache, otherwise: int) -> int:
+    """Returns how many places a cache holds; ``otherwise`` when none of its layers counts them."""
+    lengths = [layer.length for layer in cache.layers if isinstance(layer, RollbackLayer)]
+    return lengths[0] if lengths else otherwise
+
+
+def is_filled(layer: Any) -> bool:
+    """Whether a layer of a cache holds anything of the tokens that were read."""
+    return getattr(layer, "is_initialized", False) or any(getattr(layer, "has_previous_state", {}).values())
+
+
 def snapshot(cache: Cache) -> list[Any]:
     """Returns what is needed to take back the layers that do not roll back by their length.
 

@@ -15,13 +15,12 @@ from transformers import (
     LogitsProcessorList,
     MaxLengthCriteria,
     StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.modeling_utils import PreTrainedModel
 
+from nonet.ecosystem import given_cache
+from nonet.tandem.cache import is_filled
 from nonet.tandem.rounds import Drafter, Plan, Rule, Stats, decode
 from nonet.tandem.runner import Runner
 from nonet.tandem.shortlist import Shortlist
@@ -93,12 +92,26 @@ def speculative_generate(
 
     Source: Leviathan et al. 2023 (2211.17192), algorithm 1.
     """
-    rule = sampling_rule(do_sample, temperature, top_k, top_p, logits_processor, generator)
-    plan = make_plan(
-        primary, max_new_tokens, block, rule, eos_token_id, pad_token_id, stopping_criteria, streamer
-    )
     make = None if draft is None or block == 0 else plain_drafter(primary, draft, shortlist)
-    ids, stats = generate_rows(primary, draft, make, input_ids, attention_mask, plan)
+
+    def write(ids: Tensor, mask: Tensor | None, plan: Plan) -> tuple[Tensor, Stats]:
+        plan = replace(plan, streamer=streamer, rule=replace(plan.rule, generator=generator))
+        return generate_rows(primary, draft, make, ids, mask, plan)
+
+    ways = ways_of(
+        primary,
+        attention_mask=torch.ones_like(input_ids) if attention_mask is None else attention_mask,
+        max_new_tokens=max_new_tokens,
+        do_sample=do_sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+        logits_processor=logits_processor,
+        stopping_criteria=stopping_criteria,
+    )
+    ids, stats = through_generate(primary, input_ids, block, write, ways)
     return (ids, stats) if return_stats else ids
 
 
@@ -153,16 +166,6 @@ def generate_rows(
     plan: Plan,
 ) -> tuple[Tensor, Stats]:
     """Returns prompts with what follows them, row after row, and what was done for all of them."""
-    if input_ids.dim() != 2 or input_ids.shape[1] == 0 or input_ids.dtype != torch.long:
-        raise ValueError(
-            "input_ids must be (B, T) of int64 with at least one token; "
-            f"got {tuple(input_ids.shape)} of {input_ids.dtype}"
-        )
-    if attention_mask is not None and attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}; "
-            f"got {tuple(attention_mask.shape)}"
-        )
     if plan.streamer is not None and len(input_ids) > 1:
         raise ValueError(f"streamer takes one row; got {len(input_ids)}")
     if plan.streamer is not None:
@@ -197,56 +200,85 @@ def _split(input_ids: Tensor, attention_mask: Tensor | None, row: int) -> tuple[
     return tokens[:, :padding], tokens[:, padding:]
 
 
-def sampling_rule(
+def ways_of(
+    primary: PreTrainedModel,
+    *,
+    max_new_tokens: int,
     do_sample: bool,
     temperature: float,
     top_k: int | None,
     top_p: float | None,
-    logits_processor: LogitsProcessorList | None,
-    generator: torch.Generator | None,
-) -> Rule:
-    """Returns how tokens are chosen; raises ValueError for what has no meaning."""
-    processors = LogitsProcessorList(logits_processor or [])
-    if not do_sample:
-        given = {"temperature": temperature != 1.0, "top_k": top_k is not None, "top_p": top_p is not None}
-        if wrong := [name for name, there in given.items() if there]:
-            raise ValueError(f"{', '.join(wrong)} has a meaning with do_sample=True only")
-        return Rule(False, processors)
-    if temperature <= 0:
-        raise ValueError(f"temperature must be above zero; got {temperature!r}; do_sample=False is its limit")
-    if temperature != 1.0:
-        processors.append(TemperatureLogitsWarper(float(temperature)))
-    if top_k is not None:
-        processors.append(TopKLogitsWarper(top_k))
-    if top_p is not None:
-        processors.append(TopPLogitsWarper(float(top_p)))
-    return Rule(True, processors, generator)
-
-
-def make_plan(
-    primary: PreTrainedModel,
-    max_new_tokens: int,
-    block: int,
-    rule: Rule,
     eos_token_id: int | Sequence[int] | None,
     pad_token_id: int | None,
-    stopping_criteria: StoppingCriteriaList | None,
-    streamer: Any,
-    verify: bool = True,
-    free_token: bool = True,
-) -> Plan:
-    """Returns the plan of a call; raises ValueError for lengths that have no meaning."""
+    **others: Any,
+) -> dict[str, Any]:
+    """Returns how to write, as arguments of Transformers' ``generate``; raises ValueError if they clash."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be above zero; got {max_new_tokens!r}")
-    least = 0 if verify else 1
-    if not isinstance(block, int) or block < least:
-        raise ValueError(f"block must be a number of {least} or more; got {block!r}")
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above zero; got {temperature!r}; do_sample=False is its limit")
+    given = {"temperature": temperature != 1.0, "top_k": top_k is not None, "top_p": top_p is not None}
+    if not do_sample and (wrong := [name for name, there in given.items() if there]):
+        raise ValueError(f"{', '.join(wrong)} has a meaning with do_sample=True only")
+    settings = primary.generation_config
     if eos_token_id is None:
-        eos_token_id = primary.generation_config.eos_token_id
-    ends = [] if eos_token_id is None else [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id
-    pad = pad_token_id if pad_token_id is not None else next(iter(ends), 0)
-    stopping = StoppingCriteriaList(stopping_criteria or [])
-    return Plan(max_new_tokens, block, rule, frozenset(ends), pad, stopping, streamer, verify, free_token)
+        eos_token_id = settings.eos_token_id
+    ends = _ends(eos_token_id)
+    pads = (pad_token_id, settings.pad_token_id, *ends, 0)
+    ways = {
+        **others,
+        "max_new_tokens": max_new_tokens,
+        "do_sample": do_sample,
+        "eos_token_id": ends or None,
+        "pad_token_id": next(pad for pad in pads if pad is not None),
+    }
+    if do_sample:
+        ways |= {"temperature": float(temperature), "top_k": top_k or 0, "top_p": top_p or 1.0}
+    return ways
+
+
+def through_generate(
+    primary: PreTrainedModel,
+    input_ids: Tensor,
+    block: int,
+    write: Callable[[Tensor, Tensor | None, Plan], tuple[Tensor, Stats]],
+    ways: dict[str, Any],
+) -> tuple[Tensor, Stats]:
+    """Returns what ``write`` makes of the plan that the primary's own ``generate`` makes of ``ways``.
+
+    So the primary's generation settings, such as a penalty on repetition, count here as they do there.
+    """
+    check_ids(input_ids, ways["attention_mask"])
+    done: list[tuple[Tensor, Stats]] = []
+
+    def run(
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> Tensor:
+        plan = plan_of(model, input_ids, logits_processor, stopping_criteria, generation_config, block)
+        done.append(write(input_ids, prompt_mask(model_kwargs), plan))
+        return done[0][0]
+
+    primary.generate(input_ids, custom_generate=run, **ways)
+    return done[0]
+
+
+def check_ids(input_ids: Tensor, attention_mask: Tensor) -> None:
+    """Checks the prompts of a call and their mask."""
+    if input_ids.dim() != 2 or input_ids.shape[1] == 0 or input_ids.dtype != torch.long:
+        raise ValueError(
+            "input_ids must be (B, T) of int64 with at least one token; "
+            f"got {tuple(input_ids.shape)} of {input_ids.dtype}"
+        )
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}; "
+            f"got {tuple(attention_mask.shape)}"
+        )
 
 
 def plan_of(
@@ -263,31 +295,32 @@ def plan_of(
     wanted = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
     if settings.return_dict_in_generate and (asked := [n for n in wanted if getattr(settings, n)]):
         raise ValueError(f"{', '.join(asked)}: a generation with a draft returns tokens only")
+    if not isinstance(block, int) or block < 0:
+        raise ValueError(f"block must be a number of 0 or more; got {block!r}")
+    ends = _ends(settings.eos_token_id)
     others = [c for c in stopping_criteria if not isinstance(c, MaxLengthCriteria | EosTokenCriteria)]
-    ends = settings.eos_token_id
-    return make_plan(
-        model,
-        settings.max_length - input_ids.shape[1],
-        block,
-        Rule(bool(settings.do_sample), LogitsProcessorList(logits_processor)),
-        () if ends is None else ends,
-        settings.pad_token_id,
-        StoppingCriteriaList(others),
-        None,
+    return Plan(
+        new=settings.max_length - input_ids.shape[1],
+        block=block,
+        rule=Rule(bool(settings.do_sample), LogitsProcessorList(logits_processor)),
+        eos=frozenset(ends),
+        pad=settings.pad_token_id if settings.pad_token_id is not None else next(iter(ends), 0),
+        stopping=StoppingCriteriaList(others),
     )
+
+
+def _ends(eos_token_id: int | Sequence[int] | None) -> list[int]:
+    if eos_token_id is None:
+        return []
+    return [eos_token_id] if isinstance(eos_token_id, int) else [*eos_token_id]
 
 
 def prompt_mask(model_kwargs: dict[str, Any]) -> Tensor | None:
     """Returns the mask that ``generate`` hands on; raises ValueError for a cache that is in use."""
-    for name in ("past_key_values", "cache_params"):
-        cache = model_kwargs.get(name)
-        if cache is not None and any(_holds_tokens(layer) for layer in cache.layers):
-            raise ValueError(f"{name} holds tokens already; a generation with a draft begins with the text")
+    cache = given_cache(model_kwargs)
+    if cache is not None and any(map(is_filled, cache.layers)):
+        raise ValueError("the cache holds tokens already; a generation with a draft begins with the text")
     return model_kwargs.get("attention_mask")
-
-
-def _holds_tokens(layer: Any) -> bool:
-    return getattr(layer, "is_initialized", False) or any(getattr(layer, "has_previous_state", {}).values())
 
 
 def as_asked(ids: Tensor, settings: GenerationConfig) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.modeling_utils import PreTrainedModel
 
+from nonet.ecosystem import CACHE
 from nonet.tandem.cache import RollbackLayer, rollback_cache
 from nonet.tandem.config import TandemConfig
 from nonet.tandem.drafter import TandemDrafter
@@ -22,10 +24,10 @@ from nonet.tandem.generate import (
     as_asked,
     check_vocabularies,
     generate_rows,
-    make_plan,
     plan_of,
     prompt_mask,
-    sampling_rule,
+    through_generate,
+    ways_of,
 )
 from nonet.tandem.loss import Head, head_loss
 from nonet.tandem.projections import Projections
@@ -50,7 +52,7 @@ class Tandem(nn.Module):
     Args:
         primary: any causal model; it is frozen and stays in evaluation mode.
         secondary: a causal model with the same vocabulary, whose layers all have full attention and hand keys
-            and values to ``past_key_values.update``, as Llama's and GPT-2's do. It is trained with the
+            and values to the ``update`` of their cache, as Llama's and GPT-2's do. It is trained with the
             projections. Its layers get a class that can also read states (see :mod:`nonet.tandem.reading`).
         options: :class:`TandemConfig`.
 
@@ -121,6 +123,7 @@ class Tandem(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor | None, block: int
     ) -> tuple[Tensor, Tensor]:
         """Returns the states before the head ``(B, T, E)``, the secondary's in blocks, and the primary's."""
+        self._refuse_prompts()
         if any(getattr(m, "gradient_checkpointing", False) for m in self.secondary.modules()):
             raise ValueError(
                 "the secondary uses gradient checkpointing, which forgets the cache that it reads through; "
@@ -134,7 +137,7 @@ class Tandem(nn.Module):
         with torch.no_grad(), tapped(self.primary, self.projections.depths) as found:
             options = {"attention_mask": attention_mask, "use_cache": False}
             if self.options.reading == "keys_values":
-                options |= {"past_key_values": cache, "use_cache": True}
+                options |= {CACHE: cache, "use_cache": True}
             base = self.primary.base_model
             if real is not None and "position_ids" in inspect.signature(base.forward).parameters:
                 options["position_ids"] = places
@@ -145,8 +148,8 @@ class Tandem(nn.Module):
             input_ids=input_ids,
             attention_mask=self._mask(block_mask(places, real, block)),
             position_ids=places,
-            past_key_values=own,
             use_cache=True,
+            **{CACHE: own},
         ).last_hidden_state
         return states, known
 
@@ -221,21 +224,29 @@ class Tandem(nn.Module):
         Raises:
             ValueError: an argument is wrong, or there is no router for ``"adaptive"``.
         """
-        rule = sampling_rule(do_sample, temperature, top_k, top_p, logits_processor, generator)
         most = max_block if block == "adaptive" else block
-        plan = make_plan(
+        if not verify and most == 0:
+            raise ValueError(f"block must be a number of 1 or more with verify=False; got {block!r}")
+
+        def write(ids: Tensor, mask: Tensor | None, plan: Plan) -> tuple[Tensor, Stats]:
+            rule = replace(plan.rule, generator=generator)
+            plan = replace(plan, rule=rule, streamer=streamer, verify=verify, free_token=free_token)
+            return self._write(ids, mask, plan, shortlist, block == "adaptive")
+
+        ways = ways_of(
             self.primary,
-            max_new_tokens,
-            most,
-            rule,
-            eos_token_id,
-            pad_token_id,
-            stopping_criteria,
-            streamer,
-            verify,
-            free_token,
+            attention_mask=torch.ones_like(input_ids) if attention_mask is None else attention_mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
         )
-        ids, stats = self._write(input_ids, attention_mask, plan, shortlist, block == "adaptive")
+        ids, stats = through_generate(self.primary, input_ids, most, write, ways)
         return (ids, stats) if return_stats else ids
 
     def custom_generate(
@@ -294,6 +305,7 @@ class Tandem(nn.Module):
         shortlist: Shortlist | None,
         adaptive: bool,
     ) -> tuple[Tensor, Stats]:
+        self._refuse_prompts()
         stops, router = None, self.router
         if adaptive:
             if router is None:
@@ -308,6 +320,14 @@ class Tandem(nn.Module):
                 return TandemDrafter(self, primary, found, plan.rule, room, shortlist, stops)
 
             return generate_rows(self.primary, self, make, input_ids, attention_mask, plan)
+
+    def _refuse_prompts(self) -> None:
+        for name, model in (("primary", self.primary), ("secondary", self.secondary)):
+            if hasattr(model, "soft_prompt"):
+                raise ValueError(
+                    f"the {name} has a soft prompt, whose places a tandem does not count; "
+                    "nonet.prompt.remove_prompt takes it out"
+                )
 
     def _mask(self, seen: Tensor) -> Tensor:
         """Returns a mask in the form that the secondary's attention takes."""

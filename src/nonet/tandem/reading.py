@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
 
 from nonet.derived import Derived
+from nonet.ecosystem import CACHE
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -142,16 +143,16 @@ def fill(model: PreTrainedModel, cache: TandemCache, states: Sequence[Tensor], p
             attention_mask=torch.ones(
                 1, 1, 1, 1, dtype=torch.bool, device=places.device
             ),  # spares making one
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
         )
     finally:
         cache.states = None
     new = states[0].shape[1]
     if any(layer.get_seq_length() != old + new for layer, old in zip(cache.layers, before, strict=True)):
         raise ValueError(
-            f"the layers of {type(model).__name__} do not hand keys and values to past_key_values.update, "
-            "by which Tandem fills their cache; choose another secondary, or reading='keys_values'"
+            f"the layers of {type(model).__name__} do not hand keys and values to their cache, "
+            "by which Tandem fills it; choose another secondary, or reading='keys_values'"
         )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nonet.data import EncodedCorpus, validation_windows
+from nonet.ecosystem import given_cache
 from nonet.tandem import speculative_generate
 from nonet.tandem.rounds import Stats
 
@@ -129,7 +130,7 @@ def write_assisted(primary: Any, draft: Any, ids: Tensor, *, new: int, block: in
     passes: list[tuple[int, int]] = []  # tokens that the primary knew before, and that it read
 
     def note(module: Any, args: Any, kwargs: Any) -> None:
-        passes.append((kwargs["past_key_values"].get_seq_length(), kwargs["input_ids"].shape[1]))
+        passes.append((given_cache(kwargs).get_seq_length(), kwargs["input_ids"].shape[1]))
 
     hook = primary.register_forward_pre_hook(note, with_kwargs=True)
     try:

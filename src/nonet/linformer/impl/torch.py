@@ -82,7 +82,7 @@ def _attend(
     if slopes is not None:
         to_slot = places - (block * size + size // 2)
         distance = torch.cat([to_slot, to_token], dim=-1)
-        bias = -slopes.to(q.device).view(heads, 1, 1) * distance
+        bias = -slopes.to(q.device).view(-1, heads, 1, 1) * distance
         mask = bias.to(q.dtype).masked_fill(~mask, -torch.inf)
     if mask.shape[1:3] != (1, 1):
         mask = mask.expand(-1, batch, heads, -1, -1)

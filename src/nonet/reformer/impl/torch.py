@@ -39,7 +39,8 @@ def lsh_attention(
     bias.mul_(-_HIDDEN)
     if alibi_slopes is not None:
         i, j = order.pairs(order.token.to(bias))
-        bias.sub_((i - j).abs_().mul_(alibi_slopes.to(bias).repeat(batch).view(-1, 1, 1, 1, 1)))
+        slopes = alibi_slopes.to(bias).expand(batch, heads).reshape(-1, 1, 1, 1, 1)
+        bias.sub_((i - j).abs_().mul_(slopes))
     q, k, values = (x.flatten(0, 1) for x in (scale * qk, k, v))
     mixed, total, top = _Chunks.apply(order.queries(q), order.keys(k), order.keys(values), bias)
 
@@ -73,7 +74,7 @@ def _dense(
     seen = seen | ((j == i) & ~seen.any(-1, keepdim=True))  # itself, when it sees nothing else
     if slopes is None:
         return scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
-    bias = -slopes.to(q.dtype).view(-1, 1, 1) * (i - j).abs()
+    bias = -slopes.to(q.dtype).view(-1, q.shape[1], 1, 1) * (i - j).abs()
     bias = bias.masked_fill(~seen, -torch.inf)
     return scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
