@@ -86,7 +86,7 @@ def _threads() -> dict[str, tuple[int, int]]:
     found = {}
     for file in Path("/proc/self/task").glob("*/schedstat"):
         with contextlib.suppress(OSError):  # it ended meanwhile
-            ran, waited, _ = map(int, file.read_text().split())
+            ran, waited, _ = map(int, file.read_text(encoding="utf-8").split())
             found[file.parent.name] = (ran, waited)
     return found
 

@@ -26,7 +26,7 @@ def main() -> None:
         os._exit(1)
 
     threading.Thread(target=leave_with_the_parent, daemon=True).start()
-    out = os.fdopen(os.dup(1), "w")
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a library that prints, from C too, must not be taken for a row
 
     def say(message: dict[str, Any]) -> None:
