@@ -108,7 +108,7 @@ MASKED = {
     "distilbert": {},
     "electra": {},
     "esm": {},
-    "mobilebert": {},
+    "convbert": {},
     "modernbert": {},
     "mpnet": {},
     "rembert": {},
@@ -117,7 +117,7 @@ MASKED = {
 }
 
 
-# Families that may be refused: memories that are no cache of tokens, attentions that a prefix has no way into.
+# Families that may be refused: their memory is no cache of tokens, or their attention takes no prefix.
 NO_PROMPT = {"falcon_mamba", "mamba", "mamba2", "rwkv", "xlnet"}
 NO_PREFIX = NO_PROMPT | {
     *(

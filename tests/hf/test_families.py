@@ -81,7 +81,7 @@ def test_a_prefix_is_read(causal):
         rows = prompt.encoder().view(P, -1, 2, prompt.heads, prompt.head_dim).permute(1, 2, 3, 0, 4)
         for layer, (keys, values) in enumerate(rows):
             cache.update(keys[None], values[None], layer)
-        places = P + torch.arange(5)[None]
+        places = prompt.first + P + torch.arange(5)[None]
         given = {"position_ids": places, **cache_argument(bare.forward, cache)}
         assert_same(model(ids).logits, bare(ids, **given).logits, "logits")
         assert torch.equal(write(model), write(model, use_cache=False))

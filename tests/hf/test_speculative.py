@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 import nonet
 from nonet.ecosystem import CACHE, returned_cache
 from nonet.model import NonetConfig, NonetForCausalLM
+from nonet.prompt import PromptTuning, add_prompt, remove_prompt
 from nonet.tandem import Shortlist, Tandem, custom_generate, secondary_from, speculative_generate
 from nonet.tandem.cache import RollbackLayer, restore, rollback_cache, snapshot
 from nonet.tandem.runner import Runner
@@ -246,6 +247,34 @@ def test_custom_generate_samples():
     with torch.no_grad():  # only the likeliest three were drawn
         likely = primary(first).logits[:, 6:-1].topk(3, -1).indices
     assert (likely == first[:, 7:, None]).any(-1).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"repetition_penalty": 1.7}, {"no_repeat_ngram_size": 1}, {"suppress_tokens": [59]}],
+    ids=str,
+)
+def test_the_primary_s_own_settings_count_as_in_generate(settings):
+    primary, ids = llama(2), prompt()
+    plain = alone(primary, ids)
+    for name, value in settings.items():
+        setattr(primary.generation_config, name, value)
+    expected, draft = alone(primary, ids), llama(1, seed=3)
+    assert not torch.equal(plain, expected)
+    way = {"max_new_tokens": NEW, "eos_token_id": ()}
+    assert torch.equal(speculative_generate(primary, draft, ids, **way), expected)
+    assert torch.equal(Tandem(primary, draft).generate(ids, **way), expected)
+
+
+def test_a_tandem_refuses_a_prompt_by_name():
+    primary, ids = llama(2), prompt()
+    tandem = Tandem(primary, llama(1, seed=3))
+    add_prompt(primary, PromptTuning(3, start="random"))
+    for call in (lambda: tandem.generate(ids, max_new_tokens=2), lambda: tandem(ids)):
+        with pytest.raises(ValueError, match="the primary has a soft prompt"):
+            call()
+    remove_prompt(primary)
+    assert torch.equal(tandem.generate(ids, max_new_tokens=NEW, eos_token_id=()), alone(primary, ids))
 
 
 def test_custom_generate_says_what_it_cannot_do():

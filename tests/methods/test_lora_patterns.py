@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from nonet.lora.patterns import STEPS, Patterns
+from nonet.lora.patterns import Patterns
 
 PIECES = [
     "a",
@@ -30,7 +30,7 @@ TEXTS = ["", "a", "ab", "a.b", "b.a.1", "aab.ab", "abc.12"]
 WRITTEN = [
     r"(?:.*?(?:language|text).*?(?:self_attn|attention|mlp|ffn).*?(?:k_proj|v_proj|q_proj|up_proj).*?)"
     r"|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|mlp)\.(?:(?:q_proj|v_proj)))",
-    r"^(model)(?!.*(lm_head|output|emb|wte)).*(?<!x)$".replace("(?<!x)", ""),
+    r"^(model)(?!.*(lm_head|output|emb|wte)).*(?<!x)$",
     r"model\.layers\.(1[0-9]|2[0-3])\..*(q_proj|v_proj)",
 ]
 PATHS = [
@@ -80,48 +80,33 @@ def test_a_match_can_begin_at_other_places():
     assert not patterns.fits("^q.*", "0.q_proj", (0, 2))
 
 
-ENDLESS = ["(a*)*b", "(a|a)*b", "(a|aa)+b", "((((((((((a*)*)*)*)*)*)*)*)*)*)*b", "(.*)*(.*)*(.*)*b"]
-ENDLESS += ["(a?){60}a{60}b", "(?:a{1000000}){1000000}", "(a{1,4000000000})*b", "(?:a|a)" * 40 + "b"]
+ENDLESS = ["(a|aa)+b", "(a{1,1000}){1,1000}b", "((a{1,50}){1,50}){1,50}b"]
 
 
 @pytest.mark.parametrize("pattern", ENDLESS)
-def test_no_pattern_takes_for_ever(pattern):
-    patterns, began = Patterns("file"), time.process_time()
-    for length in range(60):
-        assert not patterns.fits(pattern, "a" * length)
-    assert time.process_time() - began < 10
-    assert patterns.fits("a*", "a" * 60)
+def test_a_pattern_that_takes_for_ever_is_refused_by_name(pattern, monkeypatch):
+    monkeypatch.setattr("nonet.lora.patterns.SECONDS", 0.1)
+    patterns = Patterns("the file")
+    with pytest.raises(ValueError, match=re.escape(f"the file: the pattern {pattern!r} takes too long")):
+        patterns.fits(pattern, "a" * 70)
+
+
+def test_the_time_is_that_of_all_patterns_of_a_file(monkeypatch):
+    monkeypatch.setattr("nonet.lora.patterns.SECONDS", 0.2)
+    patterns, began = Patterns("the file"), time.process_time()
+    for _ in range(20):
+        with pytest.raises(ValueError, match="takes too long"):
+            patterns.fits("(a|aa)+b", "a" * 70)
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize(
     ("pattern", "why"),
-    [
-        ("(", "is no regular expression: missing )"),
-        ("(" * 5000, "is no regular expression"),
-        ("a{99999999999999}", "is no regular expression: the repetition number is too large"),
-        (r"(\w+)\1", "uses groupref, which is not supported; list the names instead"),
-        ("(?<=a)b", "uses assert, which is not supported"),
-        ("(?>a)b", "uses atomic_group, which is not supported"),
-        ("(?i)a", "sets flags, which are not supported"),
-        ("(?i:a)", "uses subpattern, which is not supported"),
-    ],
+    [("(", "missing )"), ("(" * 5000, ""), ("a{3,1}", "min repeat"), ("[b-a]", "bad character range")],
 )
-def test_what_is_not_served_is_refused_by_name(pattern, why):
-    with pytest.raises(ValueError, match=re.escape(why)) as caught:
+def test_what_is_no_pattern_is_refused_by_name(pattern, why):
+    with pytest.raises(ValueError, match="is no regular expression: .*" + re.escape(why)) as caught:
         Patterns("the file").fits(pattern, "ab")
     assert str(caught.value).startswith("the file: ")
     assert repr(pattern[:90])[:-1] in str(caught.value)
     assert len(str(caught.value)) < 300
-
-
-def test_steps_are_counted_over_all_patterns_of_a_file():
-    patterns, slow = Patterns("the file"), "(?:" * 20 + "a?" * 50 + ")*" * 20 + "b"
-
-    def ask():
-        for _ in range(STEPS):
-            patterns.fits(slow, "a" * 200)
-
-    began = time.process_time()
-    with pytest.raises(ValueError, match=r"the file: the pattern '\(.*' takes too long to match"):
-        ask()
-    assert time.process_time() - began < 30

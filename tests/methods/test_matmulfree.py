@@ -198,11 +198,24 @@ def test_a_constant_input_or_weight_has_no_gradient():
     assert torch.autograd.grad(layer(x.requires_grad_()).sum(), x)[0].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bias", [False, True])
-def test_packed_layer_computes_the_same_bits(bias):
-    layer, x = BitLinear(45, 20, bias=bias), torch.randn(3, 7, 45)
+def test_packed_layer_computes_the_same_bits(bias, dtype):
+    layer, x = BitLinear(45, 20, bias=bias).to(dtype), torch.randn(3, 7, 45).to(dtype)
     packed = ternary_linear(x, layer.pack(), layer.bias, layer.norm_weight, eps=layer.eps)
     assert torch.equal(packed, layer(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_sums_of_integers_do_not_overflow_in_half_precision(dtype):
+    layer = BitLinear(1024, 2).to(dtype)
+    torch.nn.init.ones_(layer.weight)
+    x = torch.ones(1, 1024, dtype=dtype, requires_grad=True)
+    out = layer(x)  # 1024 times 127 is far above 65504
+    out.sum().backward()
+    assert out.dtype == dtype
+    assert torch.equal(out.float().round(), torch.full((1, 2), 1024.0))
+    assert torch.isfinite(x.grad).all()
 
 
 def test_backward_keeps_bytes():

@@ -1,5 +1,7 @@
 """``generate`` with a trained prompt, in its several ways, against a loop that knows of no cache."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from prompt_models import PROMPTS, add_prompt, make, padded, tokens
@@ -143,3 +145,14 @@ def test_static_cache(kind):
     model = prompted(kind, "prompt")
     with pytest.raises(ValueError, match="static caches, which are not served"):
         model.generate(ids, attention_mask=mask, cache_implementation="static", **KEEP)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_threads_share_a_model(prompt):
+    """Each in a pass of its own: some begin a text while others continue one."""
+    model = prompted("llama", prompt)
+    texts = [tokens(1, length, seed=length) for length in range(2, 14)]
+    expected = [model.generate(ids, **KEEP) for ids in texts]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda ids: model.generate(ids, **KEEP), texts))
+    assert all(map(torch.equal, found, expected))

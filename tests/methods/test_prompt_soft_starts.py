@@ -2,12 +2,25 @@
 
 import pytest
 import torch
-from prompt_models import assert_same, learned_tokenizer, make, tokens
+from prompt_models import GROUPED, assert_same, learned_tokenizer, make, tokens
 from tokenizers.models import WordLevel
 from torch.nn import Embedding, init
+from transformers import GemmaConfig, GemmaForCausalLM
 
 from nonet.prompt import PrefixTuning, PromptTuning, PTuning, add_prompt
 from nonet.prompt.starts import FREQUENT, first_vectors, seeded
+
+
+def test_a_start_is_what_the_embedding_gives_and_not_what_its_table_holds():
+    """Gemma multiplies what it looks up."""
+    torch.manual_seed(0)
+    model = GemmaForCausalLM(GemmaConfig(**GROUPED, head_dim=16))
+    tokenizer = learned_tokenizer()
+    config = PromptTuning(length=2, start="text", text="good film")
+    prompt = add_prompt(model, config, tokenizer).soft_prompt
+    ids = torch.tensor(tokenizer("good film", add_special_tokens=False)["input_ids"])
+    assert torch.equal(prompt.encoder(), model.get_input_embeddings()(ids))
+    assert not torch.equal(prompt.encoder(), model.get_input_embeddings().weight[ids])
 
 
 def start(table, tokenizer=None, seed=0, **options):

@@ -91,7 +91,8 @@ class LinformerMixer(Mixer):
             proj(x).unflatten(-1, (-1, self.dims.head_dim)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        e, f = (self.projections or context.shared["linformer"])()  # type: ignore[index]
+        # Under autocast the projections of tokens are narrower than these parameters.
+        e, f = (m.to(k.dtype) for m in (self.projections or context.shared["linformer"])())  # type: ignore[index]
         if self.dims.causal:
             out = self._causal(q, k, v, e, f, context, state)
         else:

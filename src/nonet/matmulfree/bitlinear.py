@@ -60,7 +60,6 @@ class BitLinear(nn.Linear):
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Returns the normed, rounded input times the rounded weight."""
         values, scale = absmean_ternary(self.weight.detach())
-        values = values.to(x.dtype)  # sums round as those of any matrix product in this dtype
         return rounded_linear(x, values, scale, self.bias, self.norm_weight, self.eps, self.weight)
 
     def pack(self) -> PackedTernary:
@@ -88,23 +87,27 @@ def rounded_linear(
     """Returns the 8-bit rounding of ``x`` times ternary ``values`` times ``scale``, plus ``bias``.
 
     Both factors are whole numbers, so the product is exact, in any order of summation, while sums stay
-    below the largest run of integers that the dtype of ``values`` holds: for float32, ``2 ** 24``, which
-    128 times a width up to 131072 does not pass.
+    below ``2 ** 24``, up to which float32 holds every integer: 128 times a width up to 131072 does. So it is
+    never taken in a narrower dtype. Under autocast only the result is narrowed, as that of any linear layer.
 
     Args:
         x: ``(..., in)``.
-        values: ``(out, in)`` of -1, 0 and 1, in the dtype to multiply in.
+        values: ``(out, in)`` of -1, 0 and 1, in float32 or wider.
         scale: what a value of one stands for.
         bias: ``(out,)`` or None.
         norm_weight: ``(in,)`` for an RMSNorm in front, or None for no norm.
         eps: epsilon of the norm.
         weight: the dense matrix behind ``values``, when it is to have a gradient.
     """
-    rows = x.reshape(-1, x.shape[-1])
-    y = _RoundedLinear.apply(rows, norm_weight, weight, values, scale, eps, torch.is_grad_enabled())
-    if bias is not None:
-        y = y + bias
-    return y.to(x.dtype).reshape(*x.shape[:-1], y.shape[-1])
+    kind, rows = x.device.type, x.reshape(-1, x.shape[-1])
+    values = values.to(torch.promote_types(x.dtype, values.dtype))
+    with torch.autocast(kind, enabled=False):
+        y = _RoundedLinear.apply(rows, norm_weight, weight, values, scale, eps, torch.is_grad_enabled())
+        if bias is not None:
+            y = y + bias
+    narrowed = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(kind) if narrowed else x.dtype
+    return y.to(dtype).reshape(*x.shape[:-1], y.shape[-1])
 
 
 class _RoundedLinear(torch.autograd.Function):

@@ -104,7 +104,10 @@ class MLGRU(nn.Module):
             impl=self.options.impl,
         )
         h, gate = states.mT, self.g_proj(x)
-        o = torch.sigmoid(gate) * h if self.gate_norm is None else self.gate_norm(gate) * F.silu(h)
+        if self.gate_norm is None:
+            o = torch.sigmoid(gate) * h
+        else:  # under autocast the gate is narrower than the norm's weight
+            o = self.gate_norm(gate.to(self.gate_norm.weight.dtype)) * F.silu(h)
         out = self.o_proj(o.to(x.dtype))
         return (out, last) if return_last_state else out
 

@@ -66,6 +66,7 @@ class PromptEncoder(nn.Module):
     def forward(self) -> Tensor:
         """Returns the prompt ``(P, E)``."""
         x = self.embedding.weight
-        if self.lstm is not None:
-            x = self.lstm(x[None])[0][0]
-        return self.mlp(x)
+        with torch.autocast(x.device.type, enabled=False):  # no processor has an LSTM in float16
+            if self.lstm is not None:
+                x = self.lstm(x[None])[0][0]
+            return self.mlp(x)

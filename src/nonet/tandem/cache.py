@@ -6,7 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    LinearAttentionCacheLayerMixin,
+)
 from transformers.modeling_utils import PreTrainedModel
 
 
@@ -81,6 +87,11 @@ def counted(cache: Cache, otherwise: int) -> int:
     """Returns how many places a cache holds; ``otherwise`` when none of its layers counts them."""
     lengths = [layer.length for layer in cache.layers if isinstance(layer, RollbackLayer)]
     return lengths[0] if lengths else otherwise
+
+
+def memories(cache: Cache) -> list[Any]:
+    """Returns the layers of a cache that keep something; others stand for layers that need no memory."""
+    return [x for x in cache.layers if isinstance(x, CacheLayerMixin | LinearAttentionCacheLayerMixin)]
 
 
 def is_filled(layer: Any) -> bool:

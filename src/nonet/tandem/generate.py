@@ -20,7 +20,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.modeling_utils import PreTrainedModel
 
 from nonet.ecosystem import given_cache
-from nonet.tandem.cache import is_filled
+from nonet.tandem.cache import is_filled, memories
 from nonet.tandem.rounds import Drafter, Plan, Rule, Stats, decode
 from nonet.tandem.runner import Runner
 from nonet.tandem.shortlist import Shortlist
@@ -318,7 +318,7 @@ def _ends(eos_token_id: int | Sequence[int] | None) -> list[int]:
 def prompt_mask(model_kwargs: dict[str, Any]) -> Tensor | None:
     """Returns the mask that ``generate`` hands on; raises ValueError for a cache that is in use."""
     cache = given_cache(model_kwargs)
-    if cache is not None and any(map(is_filled, cache.layers)):
+    if cache is not None and any(map(is_filled, memories(cache))):
         raise ValueError("the cache holds tokens already; a generation with a draft begins with the text")
     return model_kwargs.get("attention_mask")
 

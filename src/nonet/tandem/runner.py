@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
 from transformers.modeling_utils import PreTrainedModel
 
 from nonet.ecosystem import cache_argument
-from nonet.tandem.cache import RollbackLayer, counted, is_filled, restore, rollback_cache, snapshot
+from nonet.tandem.cache import RollbackLayer, counted, is_filled, memories, restore, rollback_cache, snapshot
 from nonet.tandem.shortlist import Shortlist
 
 
@@ -82,7 +82,7 @@ class Runner:
     def _look_at_cache(self, read: int) -> None:
         """Looks at what the first pass, over ``read`` tokens, has left in the cache."""
         self.before = counted(self.cache, read) - read
-        if not all(map(is_filled, self.cache.layers)):
+        if not all(map(is_filled, memories(self.cache))):
             raise ValueError(
                 f"{type(self._model).__name__} keeps what it has read outside of its cache, from where no "
                 "token can be taken back; choose another model"
