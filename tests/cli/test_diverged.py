@@ -11,7 +11,7 @@ from torch import nn
 from nonet.files import to_json
 from nonet.training import fit, make_trainer
 from nonet.training.checkpoint import save_checkpoint
-from nonet.training.trainer import DivergedError
+from nonet.training.diverged import DivergedError
 
 
 class Line(nn.Module):

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from nonet.compare.cell import DivergedError, Report
+from nonet.compare.cell import Report
 from nonet.compare.measure import Peak, Waiting
 from nonet.compare.plan import Cell, Work
 from nonet.data import EncodedCorpus, encode_corpus, load_corpus, training_windows, validation_windows
 from nonet.registry import Op
 from nonet.select import absent, select
 from nonet.training import Stopwatch, make_trainer, nats_by_place
+from nonet.training.diverged import DivergedError
 
 
 @dataclass(frozen=True)

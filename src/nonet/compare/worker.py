@@ -13,8 +13,9 @@ import threading
 import traceback
 from typing import Any
 
-from nonet.compare.cell import DivergedError, failed_row, run_cell
+from nonet.compare.cell import failed_row, run_cell
 from nonet.compare.store import as_json
+from nonet.training.diverged import DivergedError
 
 
 def main() -> None:

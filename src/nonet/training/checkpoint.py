@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
 from nonet.files import read_json, read_tensors, to_json
+from nonet.training.diverged import DivergedError
 from nonet.training.randomness import random_states, set_random_states
-from nonet.training.trainer import DivergedError
 
 NAME = "checkpoint"
 MODEL, OPTIMIZER, RANDOM, ABOUT = (

@@ -16,8 +16,9 @@ from torch.utils.data import Dataset, Subset
 from transformers import PreTrainedModel
 
 from nonet.training.checkpoint import Keeper, load_checkpoint, read_about, remove_checkpoint
+from nonet.training.diverged import DivergedError
 from nonet.training.progress import Bar, interruptible
-from nonet.training.trainer import DivergedError, Stopwatch, make_trainer
+from nonet.training.trainer import Stopwatch, make_trainer
 
 DONE, STOPPED = 0, 3
 SECONDS_BETWEEN_CHECKPOINTS = 20.0

@@ -13,9 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-
-class DivergedError(ValueError):
-    """A loss, a gradient or a weight is not finite, and training cannot recover."""
+from nonet.training.diverged import DivergedError
 
 
 class InOrder(Trainer):
