@@ -1,4 +1,4 @@
-"""Whether the bytes of a file are text."""
+"""Text as it comes in: files that must be UTF-8, and what is typed or piped."""
 
 from __future__ import annotations
 
