@@ -70,3 +70,37 @@ def model(tmp_path_factory):
     LlamaForCausalLM(config).save_pretrained(place)
     byte_tokenizer().save_pretrained(place)
     return place
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer():
+    """Bytes, with a first token that every text gets, and a chat template."""
+    from tokenizers.processors import TemplateProcessing
+
+    from nonet.data import byte_tokenizer
+
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    first = [("<s>", tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=first)
+    tokenizer.split_special_tokens = False
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def chat_model(chat_tokenizer, tmp_path_factory):
+    """A directory with a tiny GPT-2, which has 64 positions and dropout, and that tokenizer."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    place = tmp_path_factory.mktemp("models") / "chat"
+    torch.manual_seed(0)
+    ends = {"bos_token_id": 257, "eos_token_id": 256, "pad_token_id": 256}
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=258, n_positions=64, n_embd=32, n_layer=2, n_head=2, **ends)
+    ).save_pretrained(place)
+    chat_tokenizer.save_pretrained(place)
+    return place

@@ -42,3 +42,12 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} is no whole safetensors file ({size}): {error}; write or copy the file again"
         ) from None
+
+
+def to_json(value: Any) -> str:
+    """Returns a JSON document of plain values, in ASCII, with a newline at its end.
+
+    Raises:
+        ValueError: a number is not finite, which JSON does not know.
+    """
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nonet
+from nonet.extras import pip_install
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +46,7 @@ _CODES = {
     3: "memory ran out",
     4: "torch ran no task",
 }
-_AGAIN = "pip install --force-reinstall --no-deps --no-cache-dir nonet"
+_AFRESH = ("--force-reinstall", "--no-deps", "--no-cache-dir")
 
 
 class NativeError(OSError):
@@ -128,7 +129,11 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        remedy = "NONET_LIBRARY names it" if os.environ.get("NONET_LIBRARY") else f"run {_AGAIN}"
+        remedy = (
+            "NONET_LIBRARY names it"
+            if os.environ.get("NONET_LIBRARY")
+            else f"run {pip_install('', *_AFRESH)}"
+        )
         try:
             _check_whole(path)
             self._c = ctypes.CDLL(str(path))
@@ -202,7 +207,7 @@ def library() -> Library:
     """Returns the library, loading it on the first call; raises NativeError if it cannot be used."""
     path = _file()
     if path is None:
-        raise NativeError(_ABSENT)
+        raise NativeError(_absent())
     return Library(path)
 
 
@@ -214,7 +219,7 @@ def absence() -> str | None:
         NativeError: there is one and it cannot be used, which is a broken installation and no pure one.
     """
     if _file() is None:
-        return _ABSENT
+        return _absent()
     library()
     return None
 
@@ -232,10 +237,11 @@ def parts(rows: int, channels: int) -> int:
     return 1 if rows >= 4 * threads else min(threads // math.gcd(rows, threads), -(-channels // 16))
 
 
-_ABSENT = (
-    "the C library was not built when nonet was installed, which takes GCC or Clang; "
-    f"to get it, install one of them and run {_AGAIN}"
-)
+def _absent() -> str:
+    return (
+        "the C library was not built when nonet was installed, which takes GCC or Clang; "
+        f"to get it, install one of them and run {pip_install('', *_AFRESH)}"
+    )
 
 
 def _file() -> Path | None:

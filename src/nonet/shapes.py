@@ -9,6 +9,7 @@ letters: ``Float[Tensor, "B H T D"]``.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection
 from itertools import pairwise
 from typing import Any
@@ -78,10 +79,11 @@ def check_choice(name: str, value: object, allowed: Collection[object]) -> None:
 
 
 def check_positive(**values: float | None) -> None:
-    """Checks that every value that is given (not None) is a number above zero."""
+    """Checks that every value that is given (not None) is a finite number above zero."""
     for name, value in values.items():
-        if value is not None and not (isinstance(value, (int, float)) and value > 0):
-            raise ValueError(f"{name} must be above zero; got {value!r}")
+        if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            finite = " and finite" if value == math.inf else ""
+            raise ValueError(f"{name} must be above zero{finite}; got {value!r}")
 
 
 def check_packing(cu_seqlens: Tensor | None, sizes: dict[str, int]) -> str:

@@ -151,7 +151,13 @@ class Mixer(nn.Module):
 
 
 class Position(nn.Module):
-    """How order is known: as a vector added to tokens, as a rotation, or as a bias on scores."""
+    """How order is known: as a vector added to tokens, as a rotation, or as a bias on scores.
+
+    Attributes:
+        places: tokens that there are positions for; None for any number.
+    """
+
+    places: int | None = None
 
     def __init__(self, dims: Dims, options: Any) -> None:
         super().__init__()

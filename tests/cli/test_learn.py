@@ -1,11 +1,14 @@
 """``nonet learn``: chapters become notebooks, and those that were changed stay."""
 
+import re
+
 import nbformat
 import pytest
 from typer.testing import CliRunner
 
 from nonet import methods
 from nonet.cli import app
+from nonet.extras import pip_install
 from nonet.learn import chapters
 
 
@@ -46,5 +49,5 @@ def test_an_unknown_chapter_is_refused_before_anything_is_written(tmp_path):
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(chapters.shutil, "which", lambda name: None)
     monkeypatch.setattr(chapters.sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'nonet\[learn\]'"):
+    with pytest.raises(ModuleNotFoundError, match=re.escape(pip_install("learn"))):
         chapters.open_jupyter(tmp_path, browser=False)

@@ -1,6 +1,7 @@
 """``nonet tandem`` as a person runs it: train a secondary, and write with both."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -17,11 +18,16 @@ def place(model, text, tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_train_and_generate(invoke, place):
+def test_train_and_generate(invoke, refused, place):
     out = place / "out"
     done = invoke("tandem", "train", "model", "text.txt", "--out", out, *TRAIN)
     assert done.exit_code == 0, done.exception
     figures = json.loads(done.stdout)
+    said = done.stderr.splitlines()
+    assert [line for line in said if line.startswith("timing")] == [
+        "timing texts",
+        *(f"timing texts: {i} of 6" for i in range(1, 7)),
+    ]
     assert figures["validation_loss"] > 0
     alone, both = figures["primary_alone"], figures["tandem"]
     assert alone["acceptance"] is None
@@ -46,6 +52,29 @@ def test_train_and_generate(invoke, place):
     assert streamed.stdout.strip() == ("line" + texts[0]).strip()
     sampled = [invoke(*command, "--temperature", "0.9", "--seed", "3", "--json").stdout for _ in range(2)]
     assert json.loads(sampled[0])["text"] == json.loads(sampled[1])["text"]
+    for file in ("projections.safetensors", "secondary/model.safetensors"):
+        os.truncate(out / file, (out / file).stat().st_size - 1)
+        code, said = refused(*command)
+        assert code == 1
+        assert file.rpartition("/")[2] in said
+        assert "again" in said
+
+
+def test_a_primary_with_few_positions_is_read_as_far_as_they_go(invoke, refused, place, chat_model):
+    shutil.copytree(chat_model, place / "gpt2")
+    train = ["tandem", "train", "gpt2", "text.txt", "--layers", "1", "--batch", "2"]
+    code, said = refused(*train, "--window", "65", "--out", "wide")
+    assert code == 1
+    assert "window=65 is more than gpt2 has positions for" in said
+    done = invoke(*train, "--tokens", "192", "--window", "48", "--out", "out", "--json")
+    assert done.exit_code == 0, done.exception
+    assert json.loads(done.stdout)["steps"] == 2
+    asked = ["tandem", "generate", "gpt2", "out", "--prompt", "line", "--tokens", 99, "--block", 3, "--json"]
+    written = invoke(*asked)
+    assert written.exit_code == 0, written.exception
+    assert 1 <= json.loads(written.stdout)["tokens"] <= 64 + 1 - 5 - 3
+    chat = json.loads(invoke(*asked, "--chat").stdout)["text"]
+    assert chat != json.loads(written.stdout)["text"]
 
 
 @pytest.mark.parametrize(

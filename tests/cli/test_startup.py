@@ -1,5 +1,6 @@
 """The program answers at once, says what went wrong in one line, and exits with the promised status."""
 
+import json
 import os
 import statistics
 import subprocess
@@ -106,3 +107,51 @@ def test_every_command_has_help_and_every_option_says_what_it_does():
         assert command.help, name
         for option in command.params:
             assert option.help, f"{name} {option.name}"
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+@pytest.mark.parametrize("command", ["train", "finetune smollm2", "tandem train smollm2", "compare"])
+def test_several_processes_are_refused_before_anything_is_written(name, command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, "2")
+    done = CliRunner().invoke(cli.app, command.split())
+    assert done.exit_code == 1
+    assert f"{name}=2: nonet runs in one process; start it without torchrun" in str(done.exception)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv(name, "1")
+    assert CliRunner().invoke(cli.app, ["methods"]).exit_code == 0
+
+
+def test_labels_and_prompts_of_any_script_survive_a_terminal_without_it(model, tmp_path):
+    pairs = [("سلام", "عربي"), ("hello", "latin")] * 10
+    rows = [{"text": f"{text} {i}", "label": label} for i, (text, label) in enumerate(pairs)]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "words.jsonl").write_text(lines, encoding="utf-8")
+    (tmp_path / "one.txt").write_text("سلام 1\n", encoding="utf-8")
+    few = ["--steps", "1", "--window", "40", "--batch", "1", "--out", "out"]
+    commands = [
+        ["finetune", str(model), "words.jsonl", "--method", "pet", *few],
+        ["predict", "out", "one.txt"],
+        ["generate", str(model), "--prompt", "سلام", "--tokens", "2"],
+    ]
+    code = f"""
+import sys
+from nonet.cli import main
+for command in {commands!r}:
+    sys.argv = ["nonet", *(word.encode().decode("ascii", "surrogateescape") for word in command)]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, end.code
+"""
+    bare = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PYTHONCOERCECLOCALE": "0"}
+    (tmp_path / "run.py").write_text(code, encoding="utf-8")
+    run = subprocess.run(
+        [sys.executable, "run.py"], capture_output=True, cwd=tmp_path, env={**os.environ, **bare}, check=False
+    )
+    assert run.returncode == 0, run.stderr.decode()
+    assert "عربي" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert run.stdout.isascii()
+    label, *written = run.stdout.decode("ascii").splitlines()
+    assert label in ("latin", r"\u0639\u0631\u0628\u064a")
+    assert "".join(written).startswith(r"\u0633\u0644\u0627\u0645")

@@ -84,6 +84,21 @@ def test_a_stopped_training_continues_to_the_same_weights(invoke, refused, text,
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+def test_a_pattern_is_repeated_whole_and_what_is_idle_is_said(invoke, text, tmp_path):
+    sizes = [*TRAIN, "128", text]
+    done = invoke(*sizes, "--pattern", "MMF", "--out", tmp_path / "three")
+    assert done.exit_code == 0, done.exception
+    assert "The model has 3 layers, to repeat the pattern MMF whole; size tiny has 2." in done.stderr
+    assert "no effect" not in done.stderr
+    config = AutoModelForCausalLM.from_pretrained(tmp_path / "three").config
+    assert [mixer.name for mixer in config.mixers()] == ["mamba", "mamba", "flash"]
+    done = invoke(*sizes, "--pattern", "MG", "--out", tmp_path / "two")
+    assert "Position rope has no effect: no mixer of the pattern MG reads it" in done.stderr
+    assert "layers" not in done.stderr
+    done = invoke(*sizes, "--pattern", "M", "--position", "learned", "--out", tmp_path / "learned")
+    assert "no effect" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -96,6 +111,9 @@ def test_a_stopped_training_continues_to_the_same_weights(invoke, refused, text,
         (["train", "full.txt", "--out", "full"], "is not empty"),
         (["train", "--resume", "--out", "m"], "holds no checkpoint"),
         (["train", "short.txt", "--out", "m"], "one window"),
+        (["train", "answers.jsonl", "--out", "m"], "line 1: must have text; it has prompt, completion"),
+        (["train", "wide.txt", "--out", "m"], "it is UTF-16 (convert it with: iconv"),
+        (["train", "--steps", "2", "--tokens", "9", "--out", "m"], "both say how long to train"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -108,6 +126,8 @@ def test_bad_input_says_what_to_do_and_writes_nothing(arguments, message, refuse
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     (tmp_path / "short.txt").write_text("short\n" * 20)
+    (tmp_path / "wide.txt").write_text("a wide text\n" * 20, encoding="utf-16")
+    (tmp_path / "answers.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 20)
     (tmp_path / "full.txt").write_text("long enough to train on\n" * 2000)
     before = sorted(tmp_path.rglob("*"))
     code, told = refused(*arguments)

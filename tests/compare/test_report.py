@@ -14,6 +14,7 @@ from nonet.compare.plots import recall_plots, slot_plots
 from nonet.compare.report import context, render, write_report
 from nonet.compare.summary import summarise
 from nonet.compare.tables import document, text_tables
+from nonet.extras import pip_install
 
 INJECTION = "<script>alert(1)</script>"
 ERROR = f"RuntimeError: {INJECTION}<b>\nTraceback {'y' * 300}"
@@ -169,7 +170,7 @@ def test_missing_packages_are_named_with_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "vl_convert" else actual(name)
     )
-    with pytest.raises(ImportError, match=r"'vl_convert'.*pip install nonet\[report\]"):
+    with pytest.raises(ImportError, match=f"'vl_convert'.*{re.escape(pip_install('report'))}"):
         write_report(write(tmp_path, *_not_begun()))
 
 

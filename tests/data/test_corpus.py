@@ -2,6 +2,7 @@
 
 import builtins
 import logging
+import re
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from nonet.data import Corpus, load_corpus
 from nonet.data.split import SPLITS
+from nonet.extras import pip_install
 
 
 def _parts(corpus):
@@ -146,6 +148,33 @@ def test_a_file_that_is_no_text_is_refused(tmp_path, content, message):
         load_corpus(path)
 
 
+def test_a_byte_order_mark_is_not_text(tmp_path):
+    plain, marked = tmp_path / "plain", tmp_path / "marked"
+    for folder, mark in ((plain, ""), (marked, "\ufeff")):
+        for i in range(30):
+            folder.mkdir(exist_ok=True)
+            (folder / f"{i}.txt").write_text(f"{mark}text {i}\n", encoding="utf-8")
+    assert _parts(load_corpus(marked)) == _parts(load_corpus(plain))
+    one, other = (tmp_path / name for name in ("one.txt", "other.txt"))
+    one.write_text("a line\n" * 40, encoding="utf-8")
+    other.write_text("\ufeff" + "a line\n" * 40, encoding="utf-8")
+    texts = (
+        b"".join(d for part in _parts(load_corpus(path)).values() for d in part) for path in (one, other)
+    )
+    assert next(texts) == next(texts)
+
+
+def test_tables_in_a_folder_are_said_and_never_all_of_it(tmp_path, caplog):
+    for i in range(3):
+        (tmp_path / f"{i}.jsonl").write_text('{"text": "a"}\n' * 20)
+    with pytest.raises(ValueError, match=r"holds only tables, such as 0\.jsonl; give one of them"):
+        load_corpus(tmp_path)
+    (tmp_path / "book.txt").write_text("a line\n" * 20)
+    with caplog.at_level(logging.INFO):
+        load_corpus(tmp_path)
+    assert "3 of 4 files are tables and learned as they stand" in caplog.text
+
+
 def test_missing_short_and_empty_sources_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no text at .*nowhere; name a file"):
         load_corpus(tmp_path / "nowhere")
@@ -202,5 +231,5 @@ def test_a_saved_dataset_says_which_package_it_needs(tmp_path, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"pip install nonet\[datasets\]"):
+    with pytest.raises(ImportError, match=re.escape(pip_install("datasets"))):
         load_corpus(tmp_path / "set")

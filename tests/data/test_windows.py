@@ -74,7 +74,9 @@ def test_a_loader_stacks_them():
 @pytest.mark.parametrize("windows", [training_windows, validation_windows])
 def test_wrong_numbers_are_refused(windows):
     tokens = np.arange(10)
-    with pytest.raises(ValueError, match="has 10 tokens and one window needs length=11; give a longer text"):
+    with pytest.raises(
+        ValueError, match="has 10 tokens and one window needs 11 \\(length=11\\); give a longer text"
+    ):
         windows(tokens, 11, count=1)
     with pytest.raises(ValueError, match="length must be above zero; got 0"):
         windows(tokens, 0, count=1)

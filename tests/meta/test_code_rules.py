@@ -90,5 +90,31 @@ def test_a_pickle_is_noticed(text):
     assert unpickles(ast.parse(text))
 
 
+# A comparison hands its values on as they are, and its store writes what is not finite as null.
+_HANDED_ON = ("src/nonet/compare/", "src/nonet/ledger/run.py")
+
+
+def loose(tree):
+    """Lines that can write NaN or Infinity, which is no JSON; what is only hashed may hold them."""
+    encoded = {id(node.value) for node in ast.walk(tree) if getattr(node, "attr", "") == "encode"}
+    return [
+        call.lineno
+        for call in calls(tree)
+        if ast.unparse(call.func) in ("json.dumps", "json.dump")
+        and id(call) not in encoded
+        and not any(word.arg == "allow_nan" and ast.unparse(word.value) == "False" for word in call.keywords)
+    ]
+
+
+def test_json_never_holds_nan():
+    code = [f for f in project.python("src") if not project.name(f).startswith(_HANDED_ON)]
+    assert not {(project.name(f), line) for f in code for line in loose(project.tree(f))}
+
+
+def test_loose_json_is_noticed():
+    assert loose(ast.parse("json.dumps(value)"))
+    assert not loose(ast.parse("json.dumps(value, allow_nan=False)"))
+
+
 def test_reading_weights_only_is_allowed():
     assert not unpickles(ast.parse("torch.load(p, weights_only=True)"))

@@ -105,7 +105,7 @@ def test_choices_are_found_inside_of_unions():
 
 
 # Records that nonet makes for its users; all other public dataclasses are made by them.
-MADE_HERE = {"Method", "Report", "PackedTernary", "Case"}
+MADE_HERE = {"Method", "Report", "PackedTernary", "Case", "EncodedCorpus"}
 # Every field of the others that holds a tuple, with what may be typed for it.
 LISTS = {
     ("LoraConfig", "targets"): (["q_proj", ["v_proj", 4, 8.0]], {}),
@@ -117,6 +117,7 @@ LISTS = {
     ("AxialConfig", "widths"): ([16, 16], {}),
     ("LongRoPE", "short_factor"): ([1.0, 2.0], {"factor": 2.0, "original_length": 8, "long_factor": [1.0]}),
     ("LongRoPE", "long_factor"): ([1.0, 2.0], {"factor": 2.0, "original_length": 8, "short_factor": [1.0]}),
+    ("Example", "messages"): ([["user", "a"], ["assistant", "b"]], {"text": "a"}),
     ("Examples", "columns"): (["text"], {"name": "x", "train": [], "validation": [], "test": []}),
     ("Examples", "train"): ([], {"name": "x", "columns": ["text"], "validation": [], "test": []}),
     ("Examples", "validation"): ([], {"name": "x", "columns": ["text"], "train": [], "test": []}),

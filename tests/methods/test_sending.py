@@ -48,7 +48,9 @@ def mamba(config, model):
 def own(pattern, **options):
     torch.manual_seed(0)
     sizes = {"vocab_size": 61, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
-    return nonet.NonetForCausalLM(nonet.NonetConfig(**sizes, pattern=pattern, **options)).eval()
+    layers = len(pattern)
+    config = nonet.NonetConfig(**sizes, pattern=pattern, num_hidden_layers=layers, **options)
+    return nonet.NonetForCausalLM(config).eval()
 
 
 CASES = {

@@ -122,7 +122,7 @@ def test_torch_compile_takes_the_whole_graph(pattern):
 
 @every_pattern
 def test_reversible_layers_give_the_gradients_of_plain_autograd(pattern):
-    model, ids = make(pattern, residual="reversible", num_hidden_layers=3).train(), tokens()
+    model, ids = make(pattern, residual="reversible", num_hidden_layers=4).train(), tokens()
     weight = torch.randn(2, 70, 61, dtype=torch.float64)
     logits = model(ids).logits
     (logits * weight).sum().backward()

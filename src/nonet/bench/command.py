@@ -56,7 +56,7 @@ def execute(
         code = STOPPED
         _say(f"stopped; the {len(rows)} rows done so far are kept")
     if as_json:
-        sys.stdout.write(json.dumps({"rows": rows, "out": str(directory)}, indent=2) + "\n")
+        sys.stdout.write(json.dumps({"rows": rows, "out": str(directory)}, indent=2, allow_nan=False) + "\n")
     elif rows:
         Console().print(terminal(rows))
     _say(f"{len(rows)} rows added to {directory}")

@@ -1,4 +1,4 @@
-"""The command line: every file of this folder is a command, what has the file's name in it.
+"""The command line: one file per command, which has the file's name.
 
 Nothing heavy is imported before a command runs, so that ``nonet --help`` answers at once.
 """
@@ -6,9 +6,11 @@ Nothing heavy is imported before a command runs, so that ``nonet --help`` answer
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import pkgutil
+import sys
 from typing import Annotated
 
 import typer
@@ -37,8 +39,20 @@ def _nonet(
     ] = False,
 ) -> None:
     """Nine recent methods in transformers, in one model and one comparison."""
+    _refuse_several_processes()
     logging.basicConfig(format="%(message)s")  # to stderr: stdout is for results
     logging.getLogger("nonet").setLevel(logging.INFO)
+
+
+def _refuse_several_processes() -> None:
+    """Raises ValueError where a launcher started several processes, which would all do and write the same."""
+    for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"):
+        count = os.environ.get(name, "")
+        if count.isdigit() and int(count) > 1:
+            raise ValueError(
+                f"{name}={count}: nonet runs in one process; start it without torchrun, accelerate launch or "
+                f"mpirun, or unset {name}"
+            )
 
 
 for _file in pkgutil.iter_modules(__path__):
@@ -53,6 +67,9 @@ def main() -> None:
     """Runs the command line; an expected error becomes one line on stderr and the exit status 1."""
     for switch in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
         os.environ.setdefault(switch, "1")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character is shown its number
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except (ImportError, OSError, ValueError) as error:

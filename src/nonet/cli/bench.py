@@ -34,10 +34,11 @@ def bench(
       nonet bench --quick --json
     """
     from nonet.bench.command import execute
+    from nonet.hub import expanded
 
     code = execute(
         kernels or (),
-        out,
+        None if out is None else expanded(out),
         threads=_numbers(threads),
         peers=peers,
         quick=quick,

@@ -22,6 +22,8 @@ def claims(
       nonet claims mamba position --full
       nonet claims --full --resume
     """
+    from nonet.hub import expanded
     from nonet.ledger.run import run_claims
 
+    out = None if out is None else expanded(out)
     raise typer.Exit(run_claims(methods or (), out, full=full, resume=resume, as_json=as_json))

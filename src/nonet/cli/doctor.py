@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from nonet.extras import pip_install
+
 # What decides how fast a processor multiplies; the names are those of /proc/cpuinfo.
 _FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve")
 
@@ -19,7 +21,7 @@ def doctor(
     if as_json:
         import json
 
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps(found, indent=2, allow_nan=False))
         return
 
     from rich.console import Console
@@ -33,7 +35,7 @@ def doctor(
         facts.add_row(f"library {name.replace('_', ' ')}", _plain(value))
     for name, packages in found["extras"].items():
         missing = [package for package, version in packages.items() if version is None]
-        how = f"missing {', '.join(missing)}; pip install 'nonet[{name}]'" if missing else "installed"
+        how = f"missing {', '.join(missing)}; {pip_install(name)}" if missing else "installed"
         facts.add_row(f"extra {name}", how.replace("[", r"\["))
     console.print(facts)
     table = Table("op", "device", "runs", "why", title="What impl='auto' chooses for float32")
@@ -118,7 +120,7 @@ def _extras() -> dict[str, dict[str, str | None]]:
 
 def _cpu_features() -> list[str]:
     try:
-        words = set(Path("/proc/cpuinfo").read_text().split())
+        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:
         return []
     return [name for name in _FEATURES if name in words]

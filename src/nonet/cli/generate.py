@@ -10,7 +10,10 @@ import typer
 
 def generate(
     model: Annotated[str, typer.Argument(help="smollm2, a model directory, or owner/name on the hub.")],
-    prompt: Annotated[str, typer.Option(help="The text to continue.")] = "",
+    prompt: Annotated[
+        str | None, typer.Option(help="The text to continue; - reads standard input, as does a pipe.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask an instruct model; print its answer.")] = False,
     adapter: Annotated[Path | None, typer.Option(help="The directory of an adapter for the model.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="How many tokens to write.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.8,
@@ -26,18 +29,13 @@ def generate(
     Examples:
       nonet generate runs/model --prompt "def main("
       nonet generate runs/model --prompt "import" --temperature 0 --json
+      nonet generate smollm2 --chat --prompt "What is a monad?"
       nonet generate smollm2 --adapter runs/lora --prompt "def main("
+      cat question.txt | nonet generate smollm2 --chat
     """
-    from nonet.generation import write
+    from nonet.data.text import given_prompt
+    from nonet.generation import Asked, write
+    from nonet.hub import expanded
 
-    write(
-        model,
-        prompt,
-        adapter=adapter,
-        tokens=tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        stream=stream,
-        as_json=as_json,
-    )
+    asked = Asked(given_prompt(prompt), chat, tokens, temperature, top_p, seed, as_json)
+    write(model, asked, adapter=None if adapter is None else expanded(adapter), stream=stream)

@@ -25,10 +25,12 @@ def learn(
       nonet learn mamba
       nonet learn --write-only --out lessons
     """
+    from nonet.hub import expanded
     from nonet.learn.chapters import chapter, open_jupyter, write_notebooks
 
     if method is not None:
         chapter(method)  # a wrong name is said before anything is written
+    out = expanded(out)
     places = write_notebooks(out)
     typer.echo(f"{len(places)} chapters in {out}", err=True)
     if not write_only:

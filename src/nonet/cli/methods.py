@@ -23,7 +23,9 @@ def methods(
             for slot in SLOTS
         }
         records = [asdict(m) for m in all_methods()]
-        typer.echo(json.dumps({"slots": SLOTS, "parts": fillers, "methods": records}, indent=2))
+        typer.echo(
+            json.dumps({"slots": SLOTS, "parts": fillers, "methods": records}, indent=2, allow_nan=False)
+        )
         return
 
     from rich.console import Console

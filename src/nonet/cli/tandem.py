@@ -26,7 +26,8 @@ def train(
     block: Annotated[int, typer.Option(min=1, help="Tokens of a block in training.")] = 4,
     loss: Annotated[str, typer.Option(help="ce, or distil: the primary's distribution too.")] = "distil",
     reading: Annotated[str, typer.Option(help="What is read: states or keys_values.")] = "states",
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 300,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; by default 300.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Training tokens, instead of --steps.")] = None,
     window: Annotated[int, typer.Option(min=2, help="Tokens a sequence.")] = 256,
     batch: Annotated[int, typer.Option(min=1, help="Sequences a step.")] = 4,
     learning_rate: Annotated[float | None, typer.Option(help="The peak; by default a tandem's own.")] = None,
@@ -43,6 +44,8 @@ def train(
     Examples:
       nonet tandem train smollm2 src/ --out runs/tandem
     """
+    from nonet.hub import expanded
+    from nonet.training.fit import steps_of
     from nonet.training.pairing import Pairing, train_tandem
 
     pairing = Pairing(
@@ -52,7 +55,7 @@ def train(
         block=block,
         loss=loss,
         reading=reading,
-        steps=steps,
+        steps=steps_of(steps, tokens, batch, window, 300),
         window=window,
         batch=batch,
         learning_rate=learning_rate,
@@ -60,14 +63,17 @@ def train(
         dtype=dtype,
         seed=seed,
     )
-    raise typer.Exit(train_tandem(pairing, out, resume=resume, as_json=as_json))
+    raise typer.Exit(train_tandem(pairing, expanded(out), resume=resume, as_json=as_json))
 
 
 @tandem.command()
 def generate(
     model: Model,
     directory: Annotated[Path, typer.Argument(help="What `nonet tandem train` wrote for this model.")],
-    prompt: Annotated[str, typer.Option(help="The text to continue.")] = "",
+    prompt: Annotated[
+        str | None, typer.Option(help="The text to continue; - reads standard input, as does a pipe.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask an instruct model; print its answer.")] = False,
     tokens: Annotated[int, typer.Option(min=1, help="How many tokens to write.")] = 128,
     block: Annotated[int, typer.Option(min=0, help="Tokens to draft in a round; 0 drafts none.")] = 4,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
@@ -83,17 +89,9 @@ def generate(
     Examples:
       nonet tandem generate smollm2 runs/tandem --prompt "def main("
     """
-    from nonet.training.pairing import write_in_tandem
+    from nonet.data.text import given_prompt
+    from nonet.generation import Asked, write_in_tandem
+    from nonet.hub import expanded
 
-    write_in_tandem(
-        model,
-        directory,
-        prompt,
-        tokens=tokens,
-        block=block,
-        temperature=temperature,
-        top_p=top_p,
-        dtype=dtype,
-        seed=seed,
-        as_json=as_json,
-    )
+    asked = Asked(given_prompt(prompt), chat, tokens, temperature, top_p, seed, as_json)
+    write_in_tandem(model, expanded(directory), asked, block=block, dtype=dtype)

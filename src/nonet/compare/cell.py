@@ -23,10 +23,6 @@ _HOMES = {
 }
 
 
-class DivergedError(ValueError):
-    """A training whose loss or weights are no longer finite."""
-
-
 def home(cell: Cell) -> Any:
     """Returns the module for cells of this kind."""
     return importlib.import_module(_HOMES[cell.kind])

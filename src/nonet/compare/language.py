@@ -72,7 +72,7 @@ def _places(model: Any, text: EncodedCorpus, work: Work) -> list[dict[str, Any]]
 
     def nats(length: int) -> Any:
         count = max(4, PLACE_TOKENS // length)
-        return nats_by_place(model, validation_windows(text.validation, length, count), batch=4)
+        return nats_by_place(model, validation_windows(text.validation, length, count, text.lead), batch=4)
 
     try:
         by_place = nats(work.places)

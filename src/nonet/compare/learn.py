@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from nonet.compare.cell import DivergedError, Report
+from nonet.compare.cell import Report
 from nonet.compare.measure import Peak, Waiting
 from nonet.compare.plan import Cell, Work
 from nonet.data import EncodedCorpus, encode_corpus, load_corpus, training_windows, validation_windows
 from nonet.registry import Op
 from nonet.select import absent, select
 from nonet.training import Stopwatch, make_trainer, nats_by_place
+from nonet.training.diverged import DivergedError
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def teach(model: Any, text: EncodedCorpus, cell: Cell, report: Report) -> dict[s
         DivergedError: a weight, or the last loss, is not finite.
     """
     work = cell.work
-    scored = validation_windows(text.validation, work.window, work.validation_windows)
+    scored = validation_windows(text.validation, work.window, work.validation_windows, text.lead)
     per_step = work.batch * work.window
     steps = max(1, work.tokens // per_step) if cell.learning_rate else 0
     curve: list[dict[str, float]] = []
@@ -119,7 +120,9 @@ def teach(model: Any, text: EncodedCorpus, cell: Cell, report: Report) -> dict[s
     evaluate(0, 0.0)
     learned = Learned(0.0, 0.0, None, 0)
     if steps:
-        windows = training_windows(text.train, work.window, seed=cell.seed, count=steps * work.batch)
+        windows = training_windows(
+            text.train, work.window, seed=cell.seed, count=steps * work.batch, lead=text.lead
+        )
         learned = learn(model, windows, cell, work.evaluations, evaluate)
     check_loss(curve[-1]["bits_per_byte"])
     return {

@@ -86,7 +86,7 @@ def _threads() -> dict[str, tuple[int, int]]:
     found = {}
     for file in Path("/proc/self/task").glob("*/schedstat"):
         with contextlib.suppress(OSError):  # it ended meanwhile
-            ran, waited, _ = map(int, file.read_text().split())
+            ran, waited, _ = map(int, file.read_text(encoding="utf-8").split())
             found[file.parent.name] = (ran, waited)
     return found
 
@@ -229,7 +229,7 @@ def _reset_high_water() -> int | None:
     """Gives freed memory back, resets the kernel's high-water mark, returns the bytes in use."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except (OSError, AttributeError):
         return None
     return _status("VmRSS")
@@ -237,7 +237,7 @@ def _reset_high_water() -> int | None:
 
 def _status(field: str) -> int | None:
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), None)

@@ -148,7 +148,7 @@ def _train(cell: Cell, pair: Tandem, text: EncodedCorpus, report: Report) -> dic
     work = cell.work
     per_step = work.batch * work.window
     steps = max(1, work.tokens // per_step)
-    scored = validation_windows(text.validation, work.window, work.validation_windows)
+    scored = validation_windows(text.validation, work.window, work.validation_windows, text.lead)
     losses: list[dict[str, float]] = []
 
     def evaluate(step: int, seconds: float) -> None:
@@ -158,7 +158,9 @@ def _train(cell: Cell, pair: Tandem, text: EncodedCorpus, report: Report) -> dic
 
     pair.eval()
     evaluate(0, 0.0)
-    windows = training_windows(text.train, work.window, seed=cell.seed, count=steps * work.batch)
+    windows = training_windows(
+        text.train, work.window, seed=cell.seed, count=steps * work.batch, lead=text.lead
+    )
     learned = learn(pair, windows, cell, work.evaluations, evaluate)
     check_loss(losses[-1]["nats"])
     return {

@@ -38,7 +38,7 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
 def cpu_model() -> str:
     """Returns the processor's name, and on Linux family and model, since one name can mean several."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return platform.processor() or platform.machine()
     fields = dict(re.split(r"\s*: ?", line, maxsplit=1) for line in text.split("\n\n")[0].splitlines())
@@ -53,7 +53,11 @@ def _git(*arguments: str) -> str | None:
     here = Path(nonet.__file__).resolve().parent
     try:
         run = subprocess.run(
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=False
+            ["git", "-C", str(here), *arguments],
+            capture_output=True,
+            encoding="utf-8",
+            timeout=10,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

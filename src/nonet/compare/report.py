@@ -19,6 +19,7 @@ from nonet.compare.plots import recall_plots, slot_plots
 from nonet.compare.store import REPORT, ROWS, Record, finished, read_plan, read_rows, write_atomically
 from nonet.compare.summary import Slot, first_line, seeds_run, summarise
 from nonet.compare.tables import crossing_sheet, main_sheet, number_sheets, recall_sheet, settings_sheet
+from nonet.extras import pip_install
 from nonet.registry import SLOTS
 
 _HERE = Path(__file__).parent
@@ -51,7 +52,7 @@ def require_extra() -> None:
     for package in ("jinja2", "vl_convert"):
         if importlib.util.find_spec(package) is None:
             raise ImportError(
-                f"a report needs the package {package!r}; install it with: pip install nonet[report]"
+                f"a report needs the package {package!r}; install it with: {pip_install('report')}"
             )
 
 

@@ -98,7 +98,7 @@ def run(plan: Plan, directory: Path, progress: Progress) -> int:
 def run_in_process(cell: Cell, progress: Callable[[float, str], None]) -> dict[str, Any]:
     """Runs one cell in a process of its own and returns its row, a failed one if the process dies."""
     value = cell.to_json()
-    with tempfile.TemporaryFile("w+") as log, _process(log) as process:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log, _process(log) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         with suppress(BrokenPipeError):  # if it died at once, its code says why
@@ -127,7 +127,7 @@ def _process(log: Any) -> Iterator[subprocess.Popen[str]]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
-        text=True,
+        encoding="utf-8",
         start_new_session=True,  # Ctrl-C reaches the comparison, which then ends the worker
     )
     try:

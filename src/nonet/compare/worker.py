@@ -13,8 +13,9 @@ import threading
 import traceback
 from typing import Any
 
-from nonet.compare.cell import DivergedError, failed_row, run_cell
+from nonet.compare.cell import failed_row, run_cell
 from nonet.compare.store import as_json
+from nonet.training.diverged import DivergedError
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
         os._exit(1)
 
     threading.Thread(target=leave_with_the_parent, daemon=True).start()
-    out = os.fdopen(os.dup(1), "w")
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a library that prints, from C too, must not be taken for a row
 
     def say(message: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ _HOMES = {
     "encode_corpus": "nonet.data.tokens",
     "library_topics": "nonet.data.topics",
     "load_corpus": "nonet.data.corpus",
+    "load_tokenizer": "nonet.data.tokenizer",
     "make_task": "nonet.data.tasks",
     "read_examples": "nonet.data.examples",
     "training_windows": "nonet.data.windows",

@@ -11,8 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nonet.data.examples import Examples, read_examples
 from nonet.data.saved import is_saved_dataset, saved_dataset
 from nonet.data.split import SPLITS, by_file, by_lines
+from nonet.data.tables import is_table
+from nonet.data.text import check_text, flaw
+from nonet.hub import expanded
 
 _FEW_FILES = 20  # below this a folder is cut by lines, so that every part has text
 _NOT_THE_LIBRARY = {"idlelib", "lib2to3", "pydoc_data", "test", "tests"}
@@ -61,15 +65,16 @@ class Corpus:
 
 
 def load_corpus(source: str | Path | None = None) -> Corpus:
-    """Returns the text that ``source`` names, split 90/5/5 into train, validation and test.
+    """Returns the text that ``source`` names, split into train, validation and test.
 
     ==================  ======================================================================
     source              split
     ==================  ======================================================================
     None                the ``.py`` files of the running interpreter's standard library, by file
     a file              by lines: the first 90 % of the bytes train, the next 5 % validate
-    a folder            by file, in the order of a hash of the relative path; a folder of fewer
-                        than 20 files by lines, one file behind the other
+    a table             its column ``text``, row by row, 80/10/10; see :func:`read_examples`
+    a folder            by file, 90/5/5, in the order of a hash of the relative path; a folder
+                        of fewer than 20 files by lines, one file after the other
     a saved dataset     its own parts; those that it lacks are taken from the end of ``train``
     ==================  ======================================================================
 
@@ -85,14 +90,15 @@ def load_corpus(source: str | Path | None = None) -> Corpus:
 
     Raises:
         FileNotFoundError: the path does not exist, or the interpreter has no library in source.
-        ValueError: a file is empty or no UTF-8 text, or there is too little text to split.
+        ValueError: a file is empty or no UTF-8 text, a table has no column ``text``, or there is too little
+            text to split.
         ImportError: a saved dataset is named and the package ``datasets`` is not installed.
 
     Complexity: reads the text twice, to check and to hash it.
     """
     if source is None:
         return _standard_library()
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_file():
         return _file(path)
     if not path.is_dir():
@@ -100,6 +106,11 @@ def load_corpus(source: str | Path | None = None) -> Corpus:
     if is_saved_dataset(path):
         return Corpus(path.resolve().name, saved_dataset(path))
     return _folder(path)
+
+
+def corpus_of(examples: Examples) -> Corpus:
+    """Returns the texts of examples, each a document."""
+    return Corpus(examples.name, {s: [e.text.encode() for e in getattr(examples, s)] for s in SPLITS})
 
 
 def _standard_library() -> Corpus:
@@ -120,9 +131,9 @@ def _standard_library() -> Corpus:
 
 
 def _file(path: Path) -> Corpus:
-    flaw = _flaw(path) if path.stat().st_size else "it is empty"
-    if flaw:
-        raise ValueError(f"{path} is no text: {flaw}; give a file of UTF-8 text")
+    if is_table(path):
+        return corpus_of(read_examples(path, kinds=(("text",),)))
+    check_text(path)
     return Corpus(path.name, by_lines([path]))
 
 
@@ -134,30 +145,23 @@ def _folder(root: Path) -> Corpus:
     )
     if not texts:
         raise ValueError(f"{root} holds no text; give a folder with files of UTF-8 text")
+    tables = [path for path in texts if is_table(path)]
+    if len(tables) == len(texts):
+        raise ValueError(f"{root} holds only tables, such as {tables[0].name}; give one of them, as a file")
+    if tables:
+        _log.info(
+            "%d of %d files are tables and learned as they stand, such as %s; a table given as a file is "
+            "learned by its column text",
+            *(len(tables), len(texts), tables[0]),
+        )
     return Corpus(root.resolve().name, by_lines(texts) if len(texts) < _FEW_FILES else by_file(root, texts))
 
 
 def _texts(paths: Iterable[Path]) -> list[Path]:
     """Returns the files among ``paths`` that hold UTF-8 text, sorted; says which others it leaves out."""
     files = [path for path in sorted(paths) if path.is_file() and path.stat().st_size]
-    flaws = {path: flaw for path in files if (flaw := _flaw(path))}
+    flaws = {path: found for path in files if (found := flaw(path))}
     if flaws:
-        first, flaw = next(iter(flaws.items()))
-        _log.warning("%d of %d files are no text and left out; %s: %s", len(flaws), len(files), first, flaw)
+        first, found = next(iter(flaws.items()))
+        _log.warning("%d of %d files are no text and left out; %s: %s", len(flaws), len(files), first, found)
     return [path for path in files if path not in flaws]
-
-
-def _flaw(path: Path) -> str | None:
-    """Returns why a file is no UTF-8 text, or None; line by line, so that any size fits in memory."""
-    offset = 0
-    with path.open("rb") as file:
-        for line in file:
-            nul = line.find(b"\0")
-            if nul >= 0:
-                return f"byte {offset + nul} is NUL"
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return f"byte {offset + error.start} is not UTF-8"
-            offset += len(line)
-    return None

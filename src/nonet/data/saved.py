@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nonet.data.split import PART, SPLITS
+from nonet.extras import pip_install
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def saved_dataset(path: Path) -> dict[str, Rows]:
     try:
         from datasets import Dataset, load_from_disk
     except ImportError as error:
-        raise ImportError(f"{path} is a saved dataset; to read it: pip install nonet[datasets]") from error
+        raise ImportError(f"{path} is a saved dataset; to read it: {pip_install('datasets')}") from error
     loaded = load_from_disk(str(path))
     parts = {"train": loaded} if isinstance(loaded, Dataset) else dict(loaded)
     if "train" not in parts:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
+from nonet.data.text import BOM
+
 SPLITS = ("train", "validation", "test")
 
 PART = 20  # one part in 20 validates, one tests, the rest trains
@@ -24,7 +26,8 @@ class Stretches:
         for path, begin, end in self.parts:
             with path.open("rb") as file:
                 file.seek(begin)
-                yield file.read(end - begin)
+                text = file.read(end - begin)
+                yield text if begin else text.removeprefix(BOM)
 
 
 def by_file(root: Path, paths: list[Path]) -> dict[str, Stretches]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nonet.hub import directory, from_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -46,13 +49,40 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def lead_ids(tokenizer: Any) -> list[int]:
+    """Returns the ids that a tokenizer puts before every text, such as that of a first token; often none."""
+    coded = tokenizer("a", return_special_tokens_mask=True, verbose=False)
+    special = coded["special_tokens_mask"]
+    return coded["input_ids"][: special.index(0) if 0 in special else 0]
+
+
+def end_id(tokenizer: Any) -> int:
+    """Returns the id that ends a text; raises ValueError where a tokenizer has none."""
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    if end is None:
+        name = tokenizer.name_or_path or type(tokenizer).__name__
+        raise ValueError(f"tokenizer {name!r} has no token that ends a document; set its eos_token")
+    return int(end)
+
+
+def prompt_ids(tokenizer: Any, text: str) -> list[int]:
+    """Returns the ids after which a model continues a text.
+
+    These are what the tokenizer puts before a text, and the text's own; what it puts after one would end it.
+    For an empty text it is the first of these alone, or an end of text, after which another begins.
+    """
+    ids = [*lead_ids(tokenizer), *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
+    return ids or [end_id(tokenizer)]
+
+
 class Coder(Protocol):
-    """What turns documents into ids."""
+    """What turns documents into ids; ``lead`` is what a model is given before a text."""
 
     name: str
     fingerprint: str
     vocab_size: int
     eos_id: int
+    lead: tuple[int, ...]
 
     def encode(self, document: bytes) -> Iterator[NDArray]:
         """Yields the ids of a document, stretch by stretch."""
@@ -65,6 +95,7 @@ class ByteCoder:
     fingerprint = "bytes"
     vocab_size = 257
     eos_id = 256
+    lead: tuple[int, ...] = ()
 
     def encode(self, document: bytes) -> Iterator[NDArray]:
         """Yields the bytes of a document."""
@@ -81,10 +112,8 @@ class TransformersCoder:
         self.name = tokenizer.name_or_path or type(tokenizer).__name__
         if not tokenizer.is_fast:
             raise ValueError(f"tokenizer {self.name!r} has no fast form; give one that has, or 'bytes'")
-        eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-        if eos is None:
-            raise ValueError(f"tokenizer {self.name!r} has no token that ends a document; set its eos_token")
-        self.eos_id = int(eos)
+        self.eos_id = end_id(tokenizer)
+        self.lead = tuple(lead_ids(tokenizer))
         self.vocab_size = max(tokenizer.get_vocab().values()) + 1  # ids may have gaps
         self._tokenizer = tokenizer
         rules = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -114,19 +143,35 @@ def _stretches(text: str) -> Iterator[str]:
         begin = end
 
 
+def load_tokenizer(name: str) -> Any:
+    """Returns the Transformers tokenizer of a name: ``"bytes"``, a directory, or ``owner/name`` on the hub.
+
+    Raises:
+        ValueError: there is no such tokenizer, or it would have to run code of its own.
+    """
+    if name == "bytes":
+        return byte_tokenizer()
+    from transformers import AutoTokenizer
+
+    place = directory(name)
+    read = functools.partial(AutoTokenizer.from_pretrained, trust_remote_code=False)
+    try:
+        if place is None:
+            return from_hub(name, read)
+        if not place.is_dir():
+            raise FileNotFoundError(f"{place} is no directory")
+        return read(place, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no tokenizer could be loaded from {name!r}; give 'bytes', a folder with a tokenizer, "
+            f"or owner/name on the hub ({error})"
+        ) from error
+
+
 def coder(tokenizer: Any) -> Coder:
     """Returns the coder for ``"bytes"``, a tokenizer's folder or hub name, or a tokenizer."""
     if tokenizer == "bytes":
         return ByteCoder()
     if not isinstance(tokenizer, str):
         return TransformersCoder(tokenizer)
-    from transformers import AutoTokenizer
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no tokenizer could be loaded from {tokenizer!r}; give 'bytes', a folder with a tokenizer, "
-            f"or a name on the hub ({error})"
-        ) from error
-    return TransformersCoder(loaded)
+    return TransformersCoder(load_tokenizer(tokenizer))

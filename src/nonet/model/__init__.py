@@ -1,17 +1,21 @@
-"""One model with slots, which Transformers loads, trains and generates with."""
+"""One model with slots, which Transformers loads, trains and generates with.
 
-from nonet._lazy import lazy_names
+Importing this package makes the architecture known to Transformers' Auto classes and pipelines.
+"""
 
-_HOMES = {
-    "LEARNING_RATES": "nonet.model.presets",
-    "NonetConfig": "nonet.model.config",
-    "NonetForCausalLM": "nonet.model.modeling",
-    "NonetForSequenceClassification": "nonet.model.modeling",
-    "NonetModel": "nonet.model.modeling",
-    "StateLayer": "nonet.model.cache",
-    "count_parameters": "nonet.model.presets",
-    "matched": "nonet.model.presets",
-    "preset": "nonet.model.presets",
-}
-__all__ = [*_HOMES]
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+from nonet.model.cache import StateLayer
+from nonet.model.config import NonetConfig
+from nonet.model.modeling import NonetForCausalLM, NonetForSequenceClassification, NonetModel
+from nonet.model.presets import LEARNING_RATES, count_parameters, matched, preset
+
+__all__ = [
+    "LEARNING_RATES",
+    "NonetConfig",
+    "NonetForCausalLM",
+    "NonetForSequenceClassification",
+    "NonetModel",
+    "StateLayer",
+    "count_parameters",
+    "matched",
+    "preset",
+]

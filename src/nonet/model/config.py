@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -11,15 +12,16 @@ from transformers import AutoConfig, PreTrainedConfig
 from nonet.ecosystem import CACHE_NAMES
 from nonet.registry import RESIDUALS, Part, load, method_of, part, parts
 from nonet.shapes import check_choice, check_positive, divides
+from nonet.slots import Position
 
 
 @strict
 class NonetConfig(PreTrainedConfig):
     """Sizes of a model, and what fills its slots.
 
-    A layer is a mixer and a channel mixer. ``pattern`` holds one letter a layer and is repeated over
-    the layers: ``"F"`` is FlashAttention everywhere, ``"MMF"`` two Mamba layers before each of
-    attention. ``nonet methods`` lists letters and names.
+    A layer is a mixer and a channel mixer. ``pattern`` holds one letter a layer and is repeated whole:
+    ``"F"`` is FlashAttention everywhere, ``"MMF"`` two Mamba layers before each of attention, in a model of
+    3, 6, 9, ... layers. ``nonet methods`` lists letters and names.
 
     Attributes:
         vocab_size: number of tokens V.
@@ -30,11 +32,12 @@ class NonetConfig(PreTrainedConfig):
         head_dim: width D of a head; E / H by default.
         intermediate_size: width of the channel mixer; by default 8 E / 3, rounded up to a multiple of 32.
         max_position_embeddings: the length that tables and fixed projections are made for.
-        pattern: letters of the mixers, from the first layer on.
+        pattern: letters of the mixers, from the first layer on; their number divides that of the layers.
         position: name of the part in the position slot.
         linear: name of the part in the linear slot, which makes every projection inside the layers.
         residual: ``"standard"``, or ``"reversible"`` to train in memory that does not grow with depth.
-        options: for each part in use that needs other than its defaults, the fields of its dataclass.
+        options: for each part in use that needs other than its defaults, the fields of its dataclass, as
+            values that JSON holds.
         is_causal: a token sees no later one; False for encoders.
         initializer_range: standard deviation of first weights; by default ``sqrt(2 / (5 E))`` (Nguyen and
             Salazar 2019, 1910.05895, section 2.2), which suits narrow models too.
@@ -94,6 +97,14 @@ class NonetConfig(PreTrainedConfig):
             self.initializer_range = math.sqrt(0.4 / self.hidden_size)
         self.options = self.options or {}
         check_choice("residual", self.residual, RESIDUALS)
+        for name, given in self.options.items():
+            try:
+                json.dumps(given, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"options of {name} cannot be saved as JSON ({error}); give finite numbers, texts, lists "
+                    "and dictionaries, such as dataclasses.asdict makes"
+                ) from None
         for used in self.parts():
             self.options_of(used)
         unused = set(self.options) - {p.name for p in self.parts()}
@@ -111,12 +122,26 @@ class NonetConfig(PreTrainedConfig):
         if strange or not self.pattern:
             letters = ", ".join(f"{p.letter} ({p.name})" for p in known.values())
             raise ValueError(f"pattern={self.pattern!r} must be spelled with the letters {letters}")
+        if self.num_hidden_layers % len(self.pattern):
+            whole = round_up(self.num_hidden_layers, len(self.pattern))
+            raise ValueError(
+                f"pattern={self.pattern!r} has {len(self.pattern)} letters, which do not divide "
+                f"num_hidden_layers={self.num_hidden_layers}; give num_hidden_layers={whole}, or a pattern "
+                "whose number of letters divides the layers"
+            )
         mixers = [known[self.pattern[i % len(self.pattern)]] for i in range(self.num_hidden_layers)]
         for mixer in mixers:
             if not (mixer.causal if self.is_causal else mixer.bidirectional):
                 kind = "causal" if self.is_causal else "bidirectional (is_causal=False)"
                 raise ValueError(f"the mixer {mixer.name} cannot be {kind}; change pattern={self.pattern!r}")
         return mixers
+
+    @property
+    def idle_position(self) -> bool:
+        """Whether the position slot changes nothing: recurrences read neither rotation nor slopes."""
+        position = load(part("position", self.position).target)
+        beside = position.rotation is not Position.rotation or position.slopes is not Position.slopes
+        return beside and all(mixer.recurrent for mixer in self.mixers())
 
     def parts(self) -> list[Part]:
         """Returns every part in use, each once."""
@@ -156,6 +181,11 @@ class NonetConfig(PreTrainedConfig):
                 op = method.op(name)
                 chosen[name] = select(op, device, dtype, impl=impl, missing=absent(op, device))
         return chosen
+
+
+def round_up(layers: int, letters: int) -> int:
+    """Returns the least number of layers, from ``layers`` on, that repeats a pattern whole."""
+    return letters * -(-layers // letters)
 
 
 AutoConfig.register(NonetConfig.model_type, NonetConfig)

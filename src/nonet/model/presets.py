@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from nonet.model.config import NonetConfig
+from nonet.model.config import NonetConfig, round_up
 from nonet.model.modeling import NonetForCausalLM
 from nonet.shapes import check_choice
 
@@ -24,6 +24,8 @@ LEARNING_RATES = {"tiny": 3e-3, "small": 1.5e-3, "base": 6e-4}
 def preset(size: str, **overrides: Any) -> NonetConfig:
     """Returns the configuration of a named size, with any field replaced.
 
+    A pattern that the size's layers do not repeat whole gets the next number of layers that does.
+
     Args:
         size: ``"tiny"`` (about 0.4 million parameters), ``"small"`` (5) or ``"base"`` (40).
         **overrides: fields of :class:`NonetConfig`.
@@ -32,7 +34,9 @@ def preset(size: str, **overrides: Any) -> NonetConfig:
         ValueError: the size is not known, or an override is wrong.
     """
     check_choice("size", size, SIZES)
-    return NonetConfig(**{**SIZES[size], **overrides})
+    letters = max(1, len(overrides.get("pattern", "F")))
+    layers = round_up(SIZES[size]["num_hidden_layers"], letters)
+    return NonetConfig(**{**SIZES[size], "num_hidden_layers": layers, **overrides})
 
 
 def count_parameters(config: NonetConfig) -> int:

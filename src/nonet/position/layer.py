@@ -145,6 +145,7 @@ class LearnedPosition(Position):
 
     def __init__(self, dims: Dims, options: Any = None) -> None:
         super().__init__(dims, options)
+        self.places = dims.max_length
         self.table = nn.Embedding(dims.max_length, dims.hidden)
         nn.init.normal_(self.table.weight, std=0.02)
 

@@ -31,6 +31,7 @@ class AxialPositions(Position):
         super().__init__(dims, options)
         rows = isqrt(dims.max_length - 1) + 1
         self.shape = options.shape or (rows, -(-dims.max_length // rows))
+        self.places = self.shape[0] * self.shape[1]
         widths = options.widths or (dims.hidden // 2, dims.hidden - dims.hidden // 2)
         if sum(widths) != dims.hidden:
             raise ValueError(f"widths={widths} must add up to the width of the model, {dims.hidden}")

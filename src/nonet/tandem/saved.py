@@ -9,13 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import PreTrainedModel
 
+from nonet.files import read_json, read_tensors
 from nonet.tandem.config import TandemConfig
 from nonet.tandem.router import Router
+from nonet.weights import check_files, load_whole
 
 if TYPE_CHECKING:
     from nonet.tandem.layer import Tandem
@@ -39,7 +40,10 @@ def save_tandem(tandem: Tandem, directory: Path) -> None:
         "router": None if router is None else router.options,
         "primary": _description(tandem.primary),
     }
-    _put(directory / "config.json", lambda path: path.write_text(json.dumps(about, indent=1) + "\n"))
+    _put(
+        directory / "config.json",
+        lambda path: path.write_text(json.dumps(about, indent=1, allow_nan=False) + "\n", encoding="utf-8"),
+    )
 
 
 def load_tandem(
@@ -48,10 +52,10 @@ def load_tandem(
     """Returns options, secondary, weights of the projections, and router of a directory.
 
     Raises:
-        ValueError: it holds no tandem, or one of another primary.
+        ValueError: it holds no tandem, one of another primary, or a file that cannot be read.
     """
     path = directory / "config.json"
-    about = json.loads(path.read_text()) if path.exists() else {}
+    about = read_json(path) if path.exists() else {}
     if about.get("format") != FORMAT:
         raise ValueError(f"{directory} holds no tandem; give a directory that save_pretrained wrote")
     if about["primary"] != _description(primary):
@@ -60,14 +64,13 @@ def load_tandem(
             f"got {_description(primary)}"
         )
     options = TandemConfig(**about["options"])
-    secondary = AutoModelForCausalLM.from_pretrained(
-        directory / "secondary", dtype="auto", use_safetensors=True, local_files_only=True
-    ).to(primary.device)
+    check_files(directory / "secondary")
+    secondary = load_whole(directory / "secondary", dtype="auto", local_files_only=True).to(primary.device)
     router = None
     if about["router"] is not None:
         router = Router(**about["router"]).to(primary.device)
-        router.load_state_dict(load_file(directory / "router.safetensors"))
-    return options, secondary, load_file(directory / "projections.safetensors"), router
+        router.load_state_dict(read_tensors(directory / "router.safetensors"))
+    return options, secondary, read_tensors(directory / "projections.safetensors"), router
 
 
 def drop_what_is_not_trained(tandem: Tandem) -> None:

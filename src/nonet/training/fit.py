@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset, Subset
 from transformers import PreTrainedModel
 
 from nonet.training.checkpoint import Keeper, load_checkpoint, read_about, remove_checkpoint
+from nonet.training.diverged import DivergedError
 from nonet.training.progress import Bar, interruptible
 from nonet.training.trainer import Stopwatch, make_trainer
 
@@ -53,10 +55,11 @@ class Fit:
         if resume:
             if about is None:
                 raise ValueError(f"--resume: {self.out} holds no checkpoint; leave --resume out to begin")
-            if about["recipe"] != self.recipe:
-                other = [k for k, v in self.recipe.items() if about["recipe"].get(k) != v]
+            other = [k for k, v in self.recipe.items() if about["recipe"].get(k) != v]
+            if other:
                 raise ValueError(
-                    f"--resume: the checkpoint in {self.out} was made with another {', '.join(other)}"
+                    f"--resume: the checkpoint in {self.out} was made with another {', '.join(other)}; "
+                    "give the options of its run, or begin again with another --out"
                 )
             return int(about["step"])
         if self.out.exists() and any(self.out.iterdir()):
@@ -71,9 +74,12 @@ class Fit:
         first: int,
         measure: Callable[[], str],
         people: Console,
+        rests_on: Mapping[str, str],
         collate: Callable[[list[Any]], dict[str, Any]] | None = None,
     ) -> float | None:
         """Trains from step ``first`` on; returns the seconds of training steps, None when stopped early.
+
+        A run that is stopped and resumed gives the weights of one that was not, to the bit.
 
         Args:
             model: what is trained: its parameters that require gradients.
@@ -81,10 +87,18 @@ class Fit:
             first: steps that an earlier run has done.
             measure: says how good the model is, for people.
             people: where progress is shown.
+            rests_on: hashes of the text, the base model and whatever else decides the result, by name.
             collate: makes a batch of items; by default tensors are stacked.
+
+        Raises:
+            ValueError: a resumed run rests on something that has changed.
+            DivergedError: a loss or a weight is not finite; the last checkpoint stays.
         """
-        keeper = Keeper(self.out, {"recipe": self.recipe}, first, SECONDS_BETWEEN_CHECKPOINTS)
-        watch = Stopwatch(self.steps - first, TELLINGS, lambda step, _: bar.tell(measure()))
+        if first:
+            self._check_same(rests_on)
+        about = {"recipe": self.recipe, "rests_on": dict(rests_on)}
+        keeper = Keeper(self.out, about, first, SECONDS_BETWEEN_CHECKPOINTS)
+        watch = Stopwatch(self.steps - first, TELLINGS, lambda step, _: bar.tell(_aside(measure)))
         rest = Subset(items, range(first * self.batch, len(items)))  # type: ignore[arg-type]
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with (
@@ -106,8 +120,11 @@ class Fit:
                 collate=collate,
             )
             if first:
-                load_checkpoint(self.out, model, trainer.optimizer)
-            trainer.train()
+                keeper.random = load_checkpoint(self.out, model, trainer.optimizer)
+            try:
+                trainer.train()
+            except DivergedError as error:
+                raise self._diverged(error) from error
         model.eval()
         if keeper.stop and first + trainer.state.global_step < self.steps:
             people.print(
@@ -115,6 +132,12 @@ class Fit:
             )
             return None
         return watch.seconds
+
+    def check_finite(self, figures: Mapping[str, Any]) -> None:
+        """Raises DivergedError when what was measured after training holds a number that is not finite."""
+        for name, value in figures.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise self._diverged(DivergedError(f"{name.replace('_', ' ')} is {value} after training"))
 
     def finish(self, write: Callable[[Path], None]) -> None:
         """Lets ``write`` fill a directory beside ``out``, and moves all in, the configuration last."""
@@ -125,3 +148,44 @@ class Fit:
             for file in sorted(Path(scratch).iterdir(), key=lambda f: f.name.endswith("config.json")):
                 shutil.move(file, self.out / file.name)
         remove_checkpoint(self.out)
+
+    def _check_same(self, rests_on: Mapping[str, str]) -> None:
+        about = read_about(self.out)
+        known = {} if about is None else about.get("rests_on", {})
+        changed = [name for name, value in rests_on.items() if known.get(name) != value]
+        if changed:
+            raise ValueError(
+                f"--resume: {' and '.join(changed)} changed since the checkpoint in {self.out} was made; "
+                "restore what it was trained on, or begin again with another --out"
+            )
+
+    def _diverged(self, error: DivergedError) -> DivergedError:
+        about = read_about(self.out)
+        kept = (
+            f"the checkpoint of step {about['step']} stays in {self.out}" if about else "nothing is written"
+        )
+        return DivergedError(
+            f"training diverged: {error}; {kept}; begin again with another --out and a lower "
+            f"--learning-rate, such as {self.learning_rate / 10:g}"
+        )
+
+
+def steps_of(steps: int | None, tokens: int | None, batch: int, window: int, default: int) -> int:
+    """Returns the optimiser steps of a training whose length is given in steps, in tokens, or not at all.
+
+    Raises:
+        ValueError: both are given.
+    """
+    if tokens is None:
+        return default if steps is None else steps
+    if steps is not None:
+        raise ValueError(
+            f"--steps {steps} and --tokens {tokens} both say how long to train; give one of them"
+        )
+    return max(1, tokens // (batch * window))
+
+
+def _aside(measure: Callable[[], str]) -> str:
+    """Measures without a trace in the random numbers of training, which a resumed run measures elsewhere."""
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        return measure()

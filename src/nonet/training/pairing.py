@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
 import statistics
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,17 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from nonet.data import EncodedCorpus, encode_corpus, load_corpus, training_windows, validation_windows
+from nonet.files import to_json
+from nonet.hf.card import card, code_of_tandem
+from nonet.hf.positions import check_room, room
 from nonet.hf.pretrained import load_pretrained
 from nonet.shapes import check_choice, check_positive
 from nonet.tandem import Tandem, TandemConfig, frequent_tokens, secondary_from, stream_weights
 from nonet.tandem.shortlist import Shortlist
+from nonet.training.fingerprint import of_model, of_tokenizer
 from nonet.training.fit import DONE, STOPPED, Fit
-from nonet.training.speed import make_prompts, speeds, write_alone
+from nonet.training.progress import busy, console
+from nonet.training.speed import PROMPT, Speed, Way, make_prompts, speeds, write_alone
 
 # What the secondary of each pairing learns at by default, with AdamW; not searched.
 RATES = {"tandem": 5e-4, "speculative": 5e-4, "assisted": 5e-4}
@@ -53,6 +56,7 @@ class Pairing:
     def __post_init__(self) -> None:
         check_choice("dtype", self.dtype, ("float32", "bfloat16"))
         check_positive(steps=self.steps, batch=self.batch, layers=self.layers, shortlist=self.shortlist)
+        check_positive(learning_rate=self.learning_rate)
 
     @property
     def rate(self) -> float:
@@ -66,8 +70,10 @@ def make_tandem(primary: Any, pairing: Pairing) -> Tandem:
     Each reads states of its own depth, so that it begins on the primary's own keys and values.
 
     Raises:
-        ValueError: the primary has no more layers than the secondary is to have.
+        ValueError: the primary has no more layers than the secondary is to have, or fewer positions than a
+            window has tokens.
     """
+    check_room(primary, pairing.window, "window")
     depth = primary.config.num_hidden_layers
     if pairing.layers >= depth:
         raise ValueError(f"layers must be fewer than the primary's {depth}; got {pairing.layers}")
@@ -107,39 +113,39 @@ def train_tandem(pairing: Pairing, out: Path, *, resume: bool, as_json: bool) ->
         0 when done, 3 when stopped early.
 
     Raises:
-        ValueError: an option is wrong, or ``out`` holds something else.
+        ValueError: an option is wrong, ``out`` holds something else, or training diverged.
         OSError: a file cannot be read or written.
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    people = Console(stderr=True)
+    people = console()
     steps, batch = pairing.steps, pairing.batch
     fit = Fit(out, asdict(pairing), steps, batch, pairing.rate, pairing.seed)
     first = fit.first_step(resume)
     set_seed(pairing.seed)
     primary, tokenizer = load_pretrained(pairing.model, getattr(torch, pairing.dtype))
+    rests_on = {"the base model": of_model(primary), "the tokenizer": of_tokenizer(tokenizer)}
     tandem = make_tandem(primary, pairing)
-    text = encode_corpus(load_corpus(pairing.source), tokenizer)
-    items = training_windows(text.train, pairing.window, pairing.seed, steps * batch)
-    scored = validation_windows(text.validation, pairing.window, _SCORED)
+    corpus = load_corpus(pairing.source)
+    text = encode_corpus(corpus, tokenizer)
+    items = training_windows(text.train, pairing.window, pairing.seed, steps * batch, text.lead)
+    scored = validation_windows(text.validation, pairing.window, _SCORED, text.lead)
 
-    seconds = fit.run(tandem, items, first, lambda: f"loss {tandem_loss(tandem, scored):.3f}", people)
+    seconds = fit.run(
+        tandem,
+        items,
+        first,
+        lambda: f"loss {tandem_loss(tandem, scored):.3f}",
+        people,
+        {**rests_on, "the text": corpus.fingerprint},
+    )
     if seconds is None:
         return STOPPED
-    few = make_shortlist(tandem, text, pairing.shortlist)
-    for model in (primary, tandem.secondary):  # the primary alone gains from it, too
-        stream_weights(model)
-    found = speeds(
-        {
-            "primary alone": functools.partial(write_alone, primary, new=_NEW),
-            "tandem": functools.partial(
-                tandem.generate, max_new_tokens=_NEW, shortlist=few, return_stats=True
-            ),
-        },
-        make_prompts(text, _PROMPTS, primary.device),
-    )
+    loss = {"validation_loss": tandem_loss(tandem, scored)}
+    fit.check_finite(loss)
+    found = _speeds(tandem, text, pairing, people)
     figures = {
-        "validation_loss": tandem_loss(tandem, scored),
+        **loss,
         "steps": steps,
         "seconds": seconds,
         "trained_parameters": sum(p.numel() for p in tandem.parameters() if p.requires_grad),
@@ -148,14 +154,13 @@ def train_tandem(pairing: Pairing, out: Path, *, resume: bool, as_json: bool) ->
 
     def write(place: Path) -> None:
         tandem.save_pretrained(place)
-        lines = "\n".join(f"| {k} | {v} |" for k, v in {**asdict(pairing), **figures}.items())
-        (place / "README.md").write_text(f"# A tandem for {pairing.model}\n\n| | |\n| --- | --- |\n{lines}\n")
+        facts = {**asdict(pairing), **figures}
+        text = card(f"A tandem for {pairing.model}", facts, code_of_tandem(pairing.model), library="nonet")
+        (place / "README.md").write_text(text, encoding="utf-8")
 
     fit.finish(write)
     if as_json:
-        sys.stdout.write(
-            json.dumps({"out": str(out), **figures, "pairing": asdict(pairing)}, indent=1) + "\n"
-        )
+        sys.stdout.write(to_json({"out": str(out), **figures, "pairing": asdict(pairing)}))
     with_it = found["tandem"]
     people.print(
         f"{with_it.tokens_per_second:.1f} tokens a second, {with_it.ratio:.2f} times the primary alone; "
@@ -164,70 +169,19 @@ def train_tandem(pairing: Pairing, out: Path, *, resume: bool, as_json: bool) ->
     return DONE
 
 
-def write_in_tandem(
-    model: str,
-    directory: Path,
-    prompt: str,
-    *,
-    tokens: int,
-    block: int,
-    temperature: float,
-    top_p: float,
-    dtype: str,
-    seed: int,
-    as_json: bool,
-) -> None:
-    """Writes the continuation of a prompt, drafted by a tandem's secondary and verified by its primary.
-
-    Args:
-        model: the primary, as :func:`nonet.hf.load_pretrained` takes it.
-        directory: of the tandem.
-        prompt: the text to continue.
-        tokens: how many to write at most.
-        block: tokens to draft in a round.
-        temperature: 0 takes the likeliest token each time.
-        top_p: sample from the likeliest tokens that together have this probability.
-        dtype: of the weights.
-        seed: of sampling.
-        as_json: one document with the text and figures in place of a stream.
-
-    Raises:
-        ValueError: the model or the tandem cannot be read, or do not fit each other.
-    """
-    from transformers import TextStreamer
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    primary, tokenizer = load_pretrained(model, getattr(torch, dtype))
-    tandem = Tandem.from_pretrained(directory, primary)
-    for part in (primary, tandem.secondary):
-        stream_weights(part)
-    set_seed(seed)
-    ids = tokenizer(prompt or tokenizer.eos_token, return_tensors="pt")["input_ids"].to(primary.device)
-    sampling: dict[str, Any] = (
-        {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {}
-    )
-    if not as_json:
-        sys.stdout.write(prompt)
-    began = time.perf_counter()
-    out, stats = tandem.generate(
-        ids,
-        max_new_tokens=tokens,
-        block=block,
-        streamer=None if as_json else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-        return_stats=True,
-        **sampling,
-    )
-    seconds = time.perf_counter() - began
-    if as_json:
-        figures = {
-            "text": tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True),
-            "tokens": stats.tokens,
-            "seconds": seconds,
-            "tokens_per_second": stats.tokens / seconds,
-            "drafted": stats.drafted,
-            "accepted": stats.accepted,
-            "rounds": stats.rounds,
-            "seed": seed,
-        }
-        sys.stdout.write(json.dumps({"prompt": prompt, **figures}, indent=1) + "\n")
+def _speeds(tandem: Tandem, text: EncodedCorpus, pairing: Pairing, people: Console) -> dict[str, Speed]:
+    """Returns how fast the tandem writes, and the primary alone; says after each text that it goes on."""
+    primary = tandem.primary
+    few = make_shortlist(tandem, text, pairing.shortlist)
+    for model in (primary, tandem.secondary):  # the primary alone gains from it, too
+        stream_weights(model)
+    most = room(primary)
+    length = PROMPT if most is None else min(PROMPT, most // 2)
+    new = _NEW if most is None else max(1, min(_NEW, most - length - pairing.block))
+    ways: dict[str, Way] = {
+        "primary alone": functools.partial(write_alone, primary, new=new),
+        "tandem": functools.partial(tandem.generate, max_new_tokens=new, shortlist=few, return_stats=True),
+    }
+    prompts = make_prompts(text, _PROMPTS, primary.device, length)
+    with busy(people, "timing texts") as say:
+        return speeds(ways, prompts, lambda done: say(f"timing texts: {done} of {len(prompts)}"))

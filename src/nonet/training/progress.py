@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from transformers import TrainerCallback
 
 from nonet.training.checkpoint import Keeper
+
+
+def console() -> Console:
+    """Returns where people are told things: standard error, each line as it is."""
+    return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
 
 
 class Bar(TrainerCallback):
@@ -62,3 +67,14 @@ def interruptible(keeper: Keeper) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def busy(people: Console, doing: str) -> Iterator[Callable[[str], None]]:
+    """Shows what is being done, and what its function is called with; where nobody watches, as lines."""
+    if people.is_terminal:
+        with people.status(doing) as status:
+            yield status.update
+    else:
+        people.print(doing)
+        yield people.print

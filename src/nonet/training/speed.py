@@ -17,7 +17,7 @@ from nonet.tandem import speculative_generate
 from nonet.tandem.rounds import Stats
 
 Way = Callable[[Tensor], tuple[Tensor, Stats]]  # a prompt (1, T) -> the text (1, T + n), and what was done
-_PROMPT = 64  # tokens
+PROMPT = 64  # tokens
 
 
 @dataclass(frozen=True)
@@ -48,25 +48,29 @@ class Speed:
     tokens_per_round: float
 
 
-def speeds(ways: Mapping[str, Way], prompts: Sequence[Tensor]) -> dict[str, Speed]:
+def speeds(
+    ways: Mapping[str, Way], prompts: Sequence[Tensor], told: Callable[[int], None] = lambda done: None
+) -> dict[str, Speed]:
     """Times ways to continue texts, in turns within each text; the first way is what others are held to.
 
     Args:
         ways: by name, the primary alone first.
         prompts: ``(1, T)`` each.
+        told: called with the number of texts that are done.
     """
     for way in ways.values():
         way(prompts[0])  # what is set up once is not timed
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     texts: dict[str, list[Tensor]] = {name: [] for name in ways}
     done: dict[str, list[Stats]] = {name: [] for name in ways}
-    for prompt in prompts:
+    for number, prompt in enumerate(prompts, 1):
         for name, way in ways.items():
             began = time.perf_counter()
             ids, stats = way(prompt)
             seconds[name].append(time.perf_counter() - began)
             texts[name].append(ids)
             done[name].append(stats)
+        told(number)
     first = next(iter(ways))
     return {
         name: _speed(
@@ -102,9 +106,9 @@ def _speed(seconds: list[float], ratios: list[float], same: list[bool], done: li
     )
 
 
-def make_prompts(text: EncodedCorpus, count: int, device: torch.device) -> list[Tensor]:
-    """Returns beginnings of texts ``(1, 64)``, out of the part kept for the end."""
-    tests = validation_windows(text.test, _PROMPT, count)
+def make_prompts(text: EncodedCorpus, count: int, device: torch.device, length: int = PROMPT) -> list[Tensor]:
+    """Returns beginnings of texts ``(1, length)``, out of the part kept for the end."""
+    tests = validation_windows(text.test, length, count, text.lead)
     return [tests[i]["input_ids"][None].to(device) for i in range(len(tests))]
 
 

@@ -13,12 +13,46 @@ from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from nonet.training.diverged import DivergedError
+
 
 class InOrder(Trainer):
-    """A Trainer that takes the data in the order of its dataset, which is where the seed is."""
+    """A Trainer that takes the data in the order of its dataset, and stops at a loss that is not finite."""
+
+    first_step = 0  # steps that an earlier run has done
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the loss of a step; raises DivergedError when it is not finite."""
+        loss = super().training_step(*args, **kwargs)
+        _check_finite("the loss", loss, self.first_step + self.state.global_step, self.args)
+        return loss
+
+
+class Finite(TrainerCallback):
+    """Stops before a gradient that is not finite reaches the weights.
+
+    Args:
+        first_step: steps that an earlier run has done.
+    """
+
+    def __init__(self, first_step: int) -> None:
+        self.first_step = first_step
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Raises DivergedError when the norm of all gradients is not finite."""
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        _check_finite("the gradient", norm, self.first_step + state.global_step, args)
+
+
+def _check_finite(what: str, value: Any, done: int, args: TrainingArguments) -> None:
+    number = float(value)
+    if not math.isfinite(number):
+        rate = f"the learning rate {args.learning_rate:g}"
+        raise DivergedError(f"{what} is {number} at step {done + 1}, with {rate}")
 
 
 def make_trainer(
@@ -47,8 +81,10 @@ def make_trainer(
         seed: of dropout; the order of data is the dataset's.
         device: ``"cpu"``, or anything else for the accelerator that Trainer finds.
         callbacks: added to Trainer's own.
-        first_step: steps that an earlier run has done, when ``train`` begins behind them.
+        first_step: steps that an earlier run has done, when ``train`` begins after them.
         collate: makes a batch of items; by default tensors are stacked.
+
+    Training raises :class:`DivergedError` before a loss or a gradient that is not finite changes a weight.
     """
     settings = TrainingArguments(
         output_dir=str(directory),
@@ -74,8 +110,9 @@ def make_trainer(
         train_dataset=train,
         data_collator=collate,
         optimizers=(optimizer, schedule),
-        callbacks=callbacks,
+        callbacks=[Finite(first_step), *callbacks],
     )
+    trainer.first_step = first_step
     trainer.remove_callback(PrinterCallback)  # it prints dictionaries
     return trainer
 

@@ -1,0 +1,199 @@
+"""A training that is stopped and resumed is the one that was not, to the bit; or it is refused."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.utils import logging
+
+from nonet.training import Recipe, fit, train_model
+from nonet.training.checkpoint import Keeper
+from nonet.training.finetune import Tuning
+from nonet.training.fingerprint import of_model, of_tokenizer
+from nonet.training.pairing import Pairing, train_tandem
+from nonet.training.randomness import random_states, set_random_states
+from nonet.training.teaching import finetune_model
+
+SIZES = {"steps": 6, "window": 24, "batch": 2, "learning_rate": 1e-2, "seed": 3}
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was():
+    verbosity = logging.get_verbosity()
+    yield
+    logging.set_verbosity(verbosity)
+    logging.enable_progress_bar()
+
+
+class Stopped(Keeper):
+    """Ends every training after its second step, as Ctrl-C would."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.stop = self.first_step + state.global_step == 2
+        super().on_step_end(args, state, control, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def stopped(chat_model, model, tmp_path_factory):
+    """A folder with two models, a text, examples of each kind, and every training of RUNS, stopped."""
+    place = tmp_path_factory.mktemp("stopped")
+    shutil.copytree(chat_model, place / "gpt2")
+    shutil.copytree(model, place / "llama")
+    (place / "text.txt").write_text("".join(f"line {i} of a text\n" for i in range(200)))
+    answers = [{"prompt": f"{i}?", "completion": f"{i}!"} for i in range(30)]
+    labels = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(30)]
+    for name, rows in (("answers.jsonl", answers), ("labels.jsonl", labels)):
+        (place / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setattr(fit, "Keeper", Stopped)
+        for name, run in RUNS.items():
+            assert run(Path(name)) == 3
+    return place
+
+
+@pytest.fixture
+def place(stopped, tmp_path, monkeypatch):
+    """A copy of that folder, which is the one that one is in."""
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def tune(method="full", source="text.txt", **changes):
+    tuning = Tuning(**{"model": "gpt2", "source": source, "method": method, **SIZES, **changes})
+    return lambda out, resume=False: finetune_model(tuning, out, resume=resume, as_json=False)
+
+
+def pretrain(**changes):
+    fields = {"pattern": "F", "position": "rope", "linear": "dense", "residual": "standard", "size": "tiny"}
+    fields |= {"window": 24, "batch": 2, "tokens": 6 * 48, "learning_rate": None, "seed": 0}
+    recipe = Recipe(**{"source": "text.txt", "tokenizer": "gpt2", **fields, **changes})
+    return lambda out, resume=False: train_model(recipe, out, resume=resume, as_json=False)
+
+
+def tandem():
+    pairing = Pairing(model="llama", source="text.txt", layers=1, **SIZES)
+    return lambda out, resume=False: train_tandem(pairing, out, resume=resume, as_json=False)
+
+
+def weights(out):
+    found = {}
+    for file in sorted(out.rglob("*.safetensors")):
+        found |= {f"{file.relative_to(out)} {name}": tensor for name, tensor in load_file(file).items()}
+    return found
+
+
+RUNS = {
+    "full": tune("full"),
+    "pet": tune("pet", "labels.jsonl", window=48),
+    "lora": tune("lora", "answers.jsonl"),
+    "prompt": tune("prompt", length=4),
+    "train": pretrain(pattern="RM"),
+    "tandem": tandem(),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name != "tandem"])  # which has no dropout
+def test_a_resumed_training_is_the_one_that_was_never_stopped(name, place):
+    assert sorted(f.name for f in (place / name / "checkpoint").iterdir()) == [
+        "about.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "random.safetensors",
+    ]
+    torch.manual_seed(99)  # what another process begins with
+    assert RUNS[name](place / name, resume=True) == 0
+    assert RUNS[name](place / "whole") == 0
+    expected, found = weights(place / "whole"), weights(place / name)
+    assert expected.keys() == found.keys()
+    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+
+
+def add(name, line):
+    file = Path(name)
+    file.write_text(file.read_text() + line)
+
+
+def change_text():
+    add("text.txt", "one more line\n")
+
+
+def change_examples():
+    add("answers.jsonl", '{"prompt": "more?", "completion": "more!"}\n')
+
+
+def change_template():
+    add("gpt2/chat_template.jinja", "!")
+
+
+def change_config():
+    file = Path("gpt2/config.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "layer_norm_epsilon": 0.1}))
+
+
+def change_weights(name="gpt2"):
+    tensors = load_file(f"{name}/model.safetensors")
+    tensors[sorted(tensors)[-1]].view(-1)[-1] += 1
+    save_file(tensors, f"{name}/model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "what"),
+    [
+        ("full", change_text, "the text"),
+        ("full", change_weights, "the base model"),
+        ("full", change_template, "the tokenizer"),
+        ("lora", change_examples, "the examples"),
+        ("lora", change_config, "the base model"),
+        ("train", change_text, "the text"),
+        ("train", change_template, "the tokenizer"),
+        ("tandem", change_text, "the text"),
+        ("tandem", lambda: change_weights("llama"), "the base model"),
+    ],
+)
+def test_a_training_goes_on_only_with_what_it_rests_on(name, change, what, place):
+    before = {f: f.read_bytes() for f in (place / name).rglob("*") if f.is_file()}
+    change()
+    with pytest.raises(ValueError, match=f"--resume: {what} changed since the checkpoint in .* begin again"):
+        RUNS[name](Path(name), resume=True)
+    assert {f: f.read_bytes() for f in (place / name).rglob("*") if f.is_file()} == before
+
+
+def test_a_damaged_checkpoint_is_named(place):
+    file = place / "full" / "checkpoint" / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"optimizer\.safetensors is no whole safetensors file"):
+        RUNS["full"](place / "full", resume=True)
+    (place / "full" / "checkpoint" / "about.json").write_text('{"step": 2')
+    with pytest.raises(ValueError, match=r"about\.json is no JSON"):
+        RUNS["full"](place / "full", resume=True)
+
+
+def test_states_of_all_generators_come_back():
+    def draw():
+        return [(random.gauss(0, 1), np.random.standard_normal(), torch.rand(3).tolist()) for _ in range(3)]
+
+    draw()  # leaves spare numbers of a normal distribution
+    kept = random_states()
+    drawn = draw()
+    set_random_states(kept)
+    assert draw() == drawn
+
+
+def test_fingerprints_change_with_any_weight_and_rule(chat_tokenizer):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2)).to(torch.bfloat16)
+    before = of_model(model)
+    assert of_model(model) == before
+    with torch.no_grad():
+        model[1].bias[1] += 1
+    assert of_model(model) != before
+    assert of_model(model.float()) != of_model(model.double())
+    before = of_tokenizer(chat_tokenizer)
+    chat_tokenizer("a text", truncation=True, max_length=1)
+    assert of_tokenizer(chat_tokenizer) == before
