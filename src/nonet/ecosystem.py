@@ -15,7 +15,7 @@ import transformers
 from packaging.version import Version
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-OLDEST, NEWEST = "5.22.0", "5.24.0"  # the gate runs against both
+OLDEST, NEWEST = "5.23.0", "5.24.0"  # the gate runs against both
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 CACHE = next(name for name in CACHE_NAMES if name in BaseModelOutputWithPast.__dataclass_fields__)

@@ -418,7 +418,7 @@ def test_ternary_layers_of_our_own_model_carry_adapters():
             "targets must be a string, a tuple or list of names, or a mapping; got int",
         ),
         ({"rank": True}, TypeError, "rank must be a whole number; got True"),
-        ({"alpha": math.inf}, ValueError, "alpha must be finite; got inf"),
+        ({"alpha": math.inf}, ValueError, "alpha must be above zero and finite; got inf"),
         ({"dropout": "0.1"}, ValueError, "dropout must be at least 0 and below 1; got '0.1'"),
         ({"targets": {"q_proj": (2.5, 1.0)}}, TypeError, "rank of q_proj must be a whole number; got 2.5"),
         ({"targets": {"q_proj": 0}}, ValueError, "rank of q_proj must be above zero; got 0"),

@@ -1,4 +1,4 @@
-"""Prints the least versions that pyproject.toml allows, as a file of constraints for pip."""
+"""Prints constraints for pip: for ``oldest`` the least versions that pyproject.toml allows, else none."""
 
 import sys
 import tomllib
@@ -12,5 +12,5 @@ project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text
 asked = [*project["dependencies"], *project["optional-dependencies"]["peers"]]
 for requirement in map(Requirement, asked):
     least = [one.version for one in requirement.specifier if one.operator == ">="]
-    if least and requirement.name not in PINNED:
+    if least and requirement.name not in PINNED and sys.argv[1:] == ["oldest"]:
         sys.stdout.write(f"{requirement.name}=={least[0]}\n")
