@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from transformers.cache_utils import DynamicCache
 
 from nonet.ecosystem import CACHE, returned_cache
+from nonet.lora import LoraConfig, add_lora, remove_lora
 from nonet.prompt import PrefixTuning, PromptTuning, add_prompt, remove_prompt
 from nonet.prompt.prefix import Prefix
 from nonet.prompt.vectors import InputPrompt
@@ -359,3 +360,15 @@ def test_wrong_calls_are_refused():
     model.set_attn_implementation("flex_attention")
     with pytest.raises(ValueError, match="attn_implementation='flex_attention'"):
         model(ids)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_prompt_under_an_adapter_is_removed_after_it(prompt):
+    bare, model = pair("llama", prompt)
+    flags = [p.requires_grad for p in bare.parameters()]
+    add_lora(model, LoraConfig(rank=2))
+    with pytest.raises(ValueError, match="first remove what was added to the model after the prompt"):
+        remove_prompt(model)
+    remove_prompt(remove_lora(model))
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert torch.equal(model(tokens()).logits, bare(tokens()).logits)

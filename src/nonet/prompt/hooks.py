@@ -21,14 +21,14 @@ class SoftPrompt(nn.Module):
     Attributes:
         config: how it was made.
         encoder: called, returns the prompt, a matrix with P rows.
-        trained_before: names of the model's parameters that were trainable without the prompt.
+        trained_before: for each of the model's parameters, whether it was trainable without the prompt.
         path: of the model's body, see :func:`nonet.prompt.body.find_body`.
     """
 
     def __init__(self, model: PreTrainedModel, config: Any, encoder: nn.Module) -> None:
         super().__init__()
         self.config, self.encoder = config, encoder
-        self.trained_before: set[str] = set()
+        self.trained_before: dict[str, bool] = {}
         self.handles: list[Any] = []
         self.who = f"{type(config).__name__} on {type(model).__name__}"
         self.path, body = find_body(model, self.who)

@@ -73,7 +73,7 @@ def attach(model: Model, config: Config, encoder: nn.Module) -> Model:
         prompt: SoftPrompt = Prefix(model, config, encoder)
     else:
         prompt = InputPrompt(model, config, encoder)
-    prompt.trained_before = {name for name, p in model.named_parameters() if p.requires_grad}
+    prompt.trained_before = {name: p.requires_grad for name, p in model.named_parameters()}
     try:
         with probing(model, prompt.who):
             prompt.prove(model, probe(model))
@@ -89,13 +89,19 @@ def remove_prompt(model: Model) -> Model:
     """Takes the prompt out of a model, which is then as it was before :func:`add_prompt`; returns the model.
 
     Raises:
-        ValueError: the model has none.
+        ValueError: the model has none, or was given other parameters since, such as those of LoRA.
     """
-    prompt = soft_prompt(model)
+    prompt, before = soft_prompt(model), soft_prompt(model).trained_before
+    own = {n: p for n, p in model.named_parameters() if not n.startswith("soft_prompt.")}
+    if since := [name for name in own if name not in before]:
+        raise ValueError(
+            f"first remove what was added to the model after the prompt: {len(since)} parameters, "
+            f"such as {since[0]}"
+        )
     prompt.detach(model)
     del model.soft_prompt
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in prompt.trained_before)
+    for name, parameter in own.items():
+        parameter.requires_grad_(before[name])
     return model
 
 
