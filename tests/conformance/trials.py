@@ -2,10 +2,10 @@
 
     python tests/conformance/trials.py --seeds 100 --only hgrn_scan
 
-draws the inputs of every case anew for each seed. What PyTorch computes is tried in every order of its sums and
-with every matrix library of ``orders.py``, a kernel with every instruction set of this processor. Results are
-held to the drawn errors alone: plain PyTorch's own error can only allow more, and is left out, so that the
-counts do not depend on it. With ``--faults``, planted faults are tried instead of right results.
+draws the inputs of every case anew for each seed. PyTorch's results are tried in every order of sums and with
+every matrix library of ``orders.py``, a kernel's with every instruction set of this processor. They are held
+to the drawn errors alone: plain PyTorch's own error can only allow more, and is left out, so that the counts
+do not depend on it. With ``--faults``, planted faults are tried instead of right results.
 """
 
 import argparse

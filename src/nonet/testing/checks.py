@@ -1,11 +1,11 @@
 """The conformance checks: what every implementation of every op is held to.
 
 A check takes a case, the function under test and the oracle, both called by keyword, and raises
-AssertionError when the function is wrong. Results in parts, such as a row alone or the past of another future,
-are put together and held as a whole: the error of a part is luck.
+AssertionError when the function is wrong. Results in parts, such as a row alone or the past of another
+future, are put together and held as a whole: the error of a part is luck.
 
-The function may be the oracle itself. Nothing is held to itself, so the budget then leaves out its plain error,
-and allows what the roundings of its operations explain.
+The function may be the oracle itself. Nothing is held to itself, so the budget then leaves out the oracle's
+plain error: its results may differ from float64 by no more than the roundings of its operations explain.
 """
 
 from __future__ import annotations

@@ -4,59 +4,120 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nonet.testing.budget import assert_within_budget
+
 _STEP = 2.0**-30  # so small that effects are proportional to it, yet far above float64's own rounding
-_EXACT = {
+_PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm")
+_EXACT = {  # their results are values of their operands, or of nobody's making
     f"aten::{name}"
     for name in (
-        "_to_copy abs amax amin cat clamp clone constant_pad_nd copy_ embedding fill fill_ flip full full_like "
-        "gather index index_put index_select maximum minimum neg randn roll scalar_tensor scatter slice_scatter "
-        "where zero_"
-    ).split()
+        *(
+            "_to_copy",
+            "abs",
+            "amax",
+            "amin",
+            "cat",
+            "clamp",
+            "clone",
+            "constant_pad_nd",
+            "copy_",
+            "embedding",
+        ),
+        *("fill", "fill_", "flip", "full", "full_like", "gather", "index", "index_put", "index_select"),
+        *("maximum", "minimum", "neg", "randn", "roll", "scalar_tensor", "scatter", "slice_scatter", "where"),
+        "zero_",
+    )
 }
-_PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm")
 
 
+@overload
+def rounded(compute: Callable[[], Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
 def rounded(
-    compute: Callable[[], Sequence[Tensor]], dtype: torch.dtype, draws: int = 8
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Returns what a float64 computation gives, and what it might give in ``dtype``.
+    compute: Callable[[], Sequence[Tensor]], dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]: ...
+
+
+def rounded(compute: Callable[[], Any], dtype: torch.dtype) -> tuple[Any, Any]:
+    """Returns what a float64 computation gives, and eight results that it might give in ``dtype``.
 
     The error of one plain run is luck: where a few roundings decide, it is tiny on one processor and large on
-    the next. Each draw repeats the computation in float64 with the operands of every operation moved at
-    random, and scales the effect to the roundings of ``dtype``: Monte Carlo arithmetic (Parker 1997). The
-    draws are the same on every processor and with every matrix library.
+    the next. Each draw repeats the computation in float64 with the result of every operation moved at random,
+    and scales the effect to the roundings of ``dtype``: Monte Carlo arithmetic (Parker 1997). The draws are
+    the same on every processor and with every matrix library.
 
     Args:
-        compute: takes nothing and returns float64 tensors; it may use autograd.
+        compute: takes nothing and returns a float64 tensor or several; it may use autograd. Where it asks for
+            float32 on the way, as Transformers' norms do, it stays in float64.
         dtype: whose roundings are drawn.
-        draws: how many.
 
     Returns:
-        The exact results, and for each of them its draws, ``(draws, ...)`` in float64.
+        The exact result, and its draws on a first axis more, both in float64; or a list of each.
     """
-    exact = [x.detach() for x in compute()]
-    scale = torch.finfo(dtype).eps / _STEP
-    found: list[list[Tensor]] = [[] for _ in exact]
-    for seed in range(draws):
+    several = True
+
+    def results() -> list[Tensor]:
+        nonlocal several
+        with Wide():
+            found = compute()
+        several = not isinstance(found, Tensor)
+        return [x.detach() for x in (found if several else [found])]
+
+    exact, moved = results(), []
+    for seed in range(8):
         with _Moved(dtype, torch.Generator().manual_seed(seed)):
-            results = compute()
-        for mine, x, moved in zip(found, exact, results, strict=True):
-            mine.append(x + scale * (moved.detach() - x))
-    return exact, [torch.stack(mine) for mine in found]
+            moved.append(results())
+    scale = torch.finfo(dtype).eps / _STEP
+    drawn = [x + scale * (torch.stack(each) - x) for x, *each in zip(exact, *moved, strict=True)]
+    return (exact, drawn) if several else (exact[0], drawn[0])
+
+
+def assert_within_rounding(
+    actual: Tensor | Sequence[Tensor], compute: Callable[[], Any], name: str = "result"
+) -> None:
+    """Asserts that ``actual`` is what ``compute`` gives in float64, but for the roundings of its dtype.
+
+    Args:
+        actual: the tensor under test, or several.
+        compute: what :func:`rounded` takes; gives as many.
+        name: what is compared, for the message.
+
+    Raises:
+        AssertionError: as :func:`nonet.testing.assert_within_budget`.
+    """
+    if isinstance(actual, Tensor):
+        assert_within_rounding([actual], lambda: [compute()], name)
+        return
+    gold, plain = rounded(compute, actual[0].dtype)
+    for place, results in enumerate(zip(actual, plain, gold, strict=True)):
+        assert_within_budget(*results, name if len(gold) == 1 else f"{name} {place}")
+
+
+class Wide(TorchFunctionMode):
+    """Computes in float64 where float32 is asked for."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        wide = [torch.float64 if a is torch.float32 else a for a in args]
+        named = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
+        func = torch.Tensor.double if func is torch.Tensor.float else func
+        return func(*wide, **named)
 
 
 class _Moved(TorchDispatchMode):
-    """Moves the operands of every operation by up to a step, which stands for eps, and those of long sums more.
+    """Moves the result of every operation by up to a step, which stands for eps; sums by more, terms and all.
 
-    A sum of n terms is rounded n times, in an order that nobody promises: the roundings of four additions come to
-    a move of every term. Sums of half precision are taken in float32, where they count for nothing. An
-    operation that fuses others, such as the gradient of softmax, is taken apart first.
+    A sum of n terms is rounded n times, in an order that nobody promises, so it and its terms move further:
+    the roundings of four additions come to one move. Sums of half precision are taken in float32, where
+    this counts for nothing. An operation that fuses others, such as the gradient of softmax, is taken apart.
     """
 
     def __init__(self, dtype: torch.dtype, generator: torch.Generator) -> None:
