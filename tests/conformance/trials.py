@@ -10,6 +10,7 @@ do not depend on it. With ``--faults``, planted faults are tried instead of righ
 
 import argparse
 import math
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,9 +26,16 @@ from nonet.testing import checks, expected
 from nonet.testing.budget import measured
 from nonet.testing.case import cases
 
+COMPUTING = (  # the others compute what the first of these does, or compare bits
+    checks.outputs_and_gradients,
+    checks.the_past_stays,
+    checks.parts_make_the_whole,
+    checks.rows_are_alone,
+)
+
 
 def shares(case, op, seed):
-    """Yields (implementation, way, check, share of the budget used) of every right result."""
+    """Yields (implementation, way, the largest share of a budget that it uses) of every right result."""
     oracle = partial(load(op.api), impl="reference")
     case = seeded(case, seed, case.lengths[:2])  # small results, where luck is greatest
     forward_alone = replace(case, gradients=())
@@ -37,11 +45,10 @@ def shares(case, op, seed):
         mine = forward_alone if "gradient" in implementation.refuses else case
         function = partial(load(op.api), impl=implementation.name)
         for way in native.library().isas() if implementation.name == "cpu" else (*LIBRARIES, *ORDERS):
-            for name, check in checks.CHECKS.items():
-                with computed(way), measuring() as found:
+            with computed(way), measuring() as found:
+                for check in COMPUTING:
                     check(mine, function, oracle)
-                if found:
-                    yield implementation.name, way, name, max(found)
+            yield implementation.name, way, max(found)
     expected._computed.cache_clear()
 
 
@@ -105,14 +112,15 @@ def measuring():
 def summary(found):
     """Says how often right results are rejected: as counted, and by the tail of the shares that they use."""
     found = torch.tensor(sorted(found), dtype=torch.float64)
-    n, beyond = len(found), int((found > 1).sum())
-    tail = found[-max(1, n // 1000) :]
-    mean = (tail - tail[0]).mean().item()
-    rate = len(tail) / n * math.exp(-(1 - tail[0].item()) / mean) if mean else math.nan
+    told = f"{len(found)} right results, {int((found > 1).sum())} rejected"
+    tail = found[-max(1, len(found) // 1000) :]
+    if len(tail) < 20:
+        return told
+    power = math.log10(1000) + (1 - tail[0].item()) / (tail - tail[0]).mean().item() / math.log(10)
     return (
-        f"{n} right results, {beyond} rejected; the largest share of the budget that one used is {found[-1]:.2f}. "
-        f"Beyond 1 are: below {-math.log(0.05) / n:.0e} (95 % confidence, if none is rejected), "
-        f"and {rate:.0e} by an exponential through the last thousandth, which begins at {tail[0]:.2f}"
+        f"{told}; if none is, fewer than 1 in {len(found) // 3} are with 95 % confidence. The last thousandth "
+        f"use {tail[0]:.2f} to {tail[-1]:.2f} of the budget; by an exponential through them, "
+        f"1 in 1e{power:.0f} is rejected"
     )
 
 
@@ -124,32 +132,25 @@ def main():
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--only", default="", help="ops whose names hold this")
     parser.add_argument("--faults", action="store_true", help="planted faults instead of right results")
-    arguments = parser.parse_args()
+    asked = parser.parse_args()
     torch.set_num_threads(1)
-    mine = [(c, m.op(c.op)) for m in methods() for c in cases(m) if arguments.only in c.op]
-    everything, worst, missed = [], {}, []
-    for seed in range(arguments.first, arguments.first + arguments.seeds):
-        for case, op in mine:
-            if arguments.faults:
+    chosen = [(case, m.op(case.op)) for m in methods() for case in cases(m) if asked.only in case.op]
+    found, worst = [], []
+    for seed in range(asked.first, asked.first + asked.seeds):
+        for case, op in chosen:
+            what = f"{case.op} ({case.label}), seed {seed}"
+            if asked.faults:
                 for fault, is_noticed in rejected(case, op, seed):
-                    everything.append(is_noticed)
-                    missed += [] if is_noticed else [f"{case.op} ({case.label}): {fault}, seed {seed}"]
-                continue
-            for implementation, way, check, share in shares(case, op, seed):
-                everything.append(share)
-                worst[share] = f"{case.op} ({case.label}), {implementation}, {way}, {check}, seed {seed}"
-        worst = {share: worst[share] for share in sorted(worst)[-10:]}
-        print(
-            f"after seed {seed}:",
-            f"{sum(everything)} of {len(everything)} faults noticed"
-            if arguments.faults
-            else summary(everything),
-            flush=True,
-        )
-    for line in missed:
-        print(line)
-    for share, what in worst.items():
-        print(f"{share:.2f}  {what}")
+                    found.append(is_noticed)
+                    worst += [] if is_noticed else [f"missed: {what}, {fault}"]
+            else:
+                for *how, share in shares(case, op, seed):
+                    found.append(share)
+                    worst = sorted([*worst, f"{share:.3f} of the budget: {what}, {', '.join(how)}"])[-10:]
+        told = f"{sum(found)} of {len(found)} faults noticed" if asked.faults else summary(found)
+        sys.stdout.write(f"Seeds {asked.first} to {seed}: {told}.\n")
+        sys.stdout.flush()
+    sys.stdout.write("".join(f"{line}\n" for line in worst))
 
 
 if __name__ == "__main__":
