@@ -118,7 +118,7 @@ def summary(found):
         return told
     power = math.log10(1000) + (1 - tail[0].item()) / (tail - tail[0]).mean().item() / math.log(10)
     return (
-        f"{told}; if none is, fewer than 1 in {len(found) // 3} are with 95 % confidence. The last thousandth "
+        f"{told}; if none is, fewer than 1 in {len(found) // 3} with 95 % confidence. The last thousandth "
         f"use {tail[0]:.2f} to {tail[-1]:.2f} of the budget; by an exponential through them, "
         f"1 in 1e{power:.0f} is rejected"
     )
