@@ -63,7 +63,8 @@ def test_gates_of_bfloat16_come_close_to_one():
     i, f = torch.zeros(1, 1, 2000).bfloat16(), torch.full((1, 1, 2000), 8.0).bfloat16()
     _, last = hgrn_scan(i, f, torch.ones(1, 1), return_last_state=True, from_logits=True, impl="torch")
     gold = torch.sigmoid(torch.tensor([[8.0]]).double()) ** 2000
-    assert_within_budget(last, torch.sigmoid(torch.tensor([[8.0]])) ** 2000, gold, "what is left")
+    # The same gate 2000 times errs 2000 times as much.
+    assert_within_budget(last, gold, gold, "what is left", scale=2000 * gold.item())
 
 
 @both
@@ -99,14 +100,14 @@ def test_scan_operators_are_registered_right(length):
 # The compiler warns of itself: on import, and of how it calls autograd functions.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_scan_compiles_into_one_graph():
-    i, f = torch.randn(2, 6, 40, requires_grad=True), torch.rand(2, 6, 40)
+    i, f = torch.randn(2, 6, 40).double().requires_grad_(), torch.rand(2, 6, 40).double()
     compiled = torch.compile(fast_scan, fullgraph=True, backend="aot_eager")
     results = []
     for scan in (compiled, fast_scan):
         out, last = scan(i, f, initial_state=None, from_logits=True, lower_bound=None)
         results.append((out, last, *torch.autograd.grad(out.square().sum() + last.sum(), i)))
     for name, found, plain in zip(("out", "last", "gradient"), *results, strict=True):
-        assert_within_budget(found, plain, plain.double(), name)
+        assert_same(found, plain, name)
 
 
 # Sequences in one row

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,7 @@ def kernel_cases():
                     yield (replace(case, gradients=()) if forward else case), op
 
 
+@cache
 def named(op, impl):
     """Returns an op that runs one implementation."""
     api = load(op.api)
