@@ -419,8 +419,8 @@ def test_a_path_that_others_end_with_is_written_as_a_pattern(targets, tmp_path):
     assert torch.equal(again(x), model(x))
     assert again.nonet_lora.targets == model.nonet_lora.targets
     theirs = peft.PeftModel.from_pretrained(_Nested(), tmp_path)
-    gold = copy.deepcopy(model).double()(x.double())
-    assert_as(theirs(x).detach(), model(x).detach(), gold.detach(), "PEFT's")
+    wide = copy.deepcopy(model).double()
+    assert_within_rounding(theirs(x).detach(), lambda: wide(x.double()), "PEFT's")
 
 
 def test_a_module_in_full_may_have_buffers_of_whole_numbers():
