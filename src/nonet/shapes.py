@@ -136,20 +136,27 @@ class Tensors:
 
     def _misfit(self, entry: _Entry, tensors: tuple[Tensor | None, ...]) -> NoReturn:
         """Raises ValueError for a shape, with the sizes that the arguments before have."""
-        given, known = self._given(tensors), dict[str, int]()
-        for before in self._entries[: self._entries.index(entry)]:
-            if given[before.name] is not None:
-                shape = given[before.name].shape
-                known |= dict(zip(reversed(before.axes), reversed(shape), strict=False))
+        given, known, free = self._given(tensors), dict[str, int](), ["..."]
+        earlier = [e for e in self._entries[: self._entries.index(entry)] if given[e.name] is not None]
+        for before in earlier:
+            shape = given[before.name].shape
+            known |= dict(zip(reversed(before.axes), reversed(shape), strict=False))
+            if before.lead == "...":  # the sizes that these axes have there
+                free = [str(size) for size in shape[: len(shape) - len(before.axes)]]
         for word, more, terms in self._sums:
             if all(letter in known for letter, _ in terms):
                 known[word] = more + sum(n * known[letter] for letter, n in terms)
+        for before in earlier:  # a sum that is known only now may have been wrong there
+            pairs = zip(reversed(before.axes), reversed(given[before.name].shape), strict=False)
+            if any(known[word] != size for word, size in pairs):
+                entry = before
+                break
         axes = [f"{word}={known[word]}" if word in known else word for word in entry.axes]
         if entry.lead:
-            axes[:1] = [f"[{axes[0]}]"] if entry.lead == "[" else ["...", *axes[:1]]
-        empty = [letter for letter in self._nonzero if letter in entry.axes]
-        least = f", {' and '.join(empty)} above zero" if empty else ""
+            axes[:1] = [f"[{axes[0]}]"] if entry.lead == "[" else [*free, *axes[:1]]
         shape = tuple(given[entry.name].shape)
+        full = [letter for letter in self._nonzero if letter in entry.axes]
+        least = f", {' and '.join(full)} above zero" if full and 0 in shape else ""
         raise ValueError(f"{entry.name} must have the shape ({', '.join(axes)}){least}; got {shape}")
 
     def _mismatch(self, name: str, tensors: tuple[Tensor | None, ...], got: object) -> NoReturn:
@@ -258,7 +265,9 @@ def check_whole(least: int = 1, most: int = _MOST, **values: int) -> None:
     for name, value in values.items():
         whole = isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
         if not whole or not least <= value <= most:
-            raise ValueError(f"{name} must be a whole number from {least} to {most}; got {value!r}")
+            low = "above zero" if least == 1 else f"from {least} up"
+            allowed = f"from {least} to {most}" if most < _MOST or (whole and value > most) else low
+            raise ValueError(f"{name} must be a whole number {allowed}; got {value!r}")
 
 
 def check_flag(**values: bool) -> None:
@@ -268,7 +277,7 @@ def check_flag(**values: bool) -> None:
             raise ValueError(f"{name} must be True or False; got {value!r}")
 
 
-def check_values(low: int, high: int, **tensors: Tensor | None) -> None:
+def check_values(low: int, high: int = _HUGE, **tensors: Tensor | None) -> None:
     """Checks that whole numbers in tensors, where given, go from ``low`` to ``high``."""
     for name, tensor in tensors.items():
         if tensor is None or not tensor.is_cpu or not tensor.numel() or torch.compiler.is_compiling():
@@ -276,7 +285,8 @@ def check_values(low: int, high: int, **tensors: Tensor | None) -> None:
         least, most = (int(end) for end in tensor.aminmax())
         if least < low or most > high:
             wrong = least if least < low else most
-            raise ValueError(f"{name} must hold numbers from {low} to {high}; got {wrong}")
+            end = "up" if high == _HUGE else f"to {high}"
+            raise ValueError(f"{name} must hold numbers from {low} {end}; got {wrong}")
 
 
 def check_ends(name: str, ends: Tensor, letter: str, total: int, *, empty: bool = False) -> None:
@@ -286,7 +296,7 @@ def check_ends(name: str, ends: Tensor, letter: str, total: int, *, empty: bool 
     places = ends.tolist()
     if places[:1] != [0] or places[-1] != total or any(b - a < (not empty) for a, b in pairwise(places)):
         rise = "never fall" if empty else "rise at every place"
-        raise ValueError(f"{name} must {rise}, from 0 to {letter}={total}; got {places}")
+        raise ValueError(f"{name} must start at 0, end at {letter}={total} and {rise}; got {places}")
 
 
 def check_packing(cu_seqlens: Tensor | None, initial_state: Tensor | None, sizes: dict[str, int]) -> None:

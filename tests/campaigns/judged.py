@@ -30,7 +30,7 @@ def results(function, arguments, leaves):
 
 
 class Expected:
-    """What the oracle gives in float64, and how far plain PyTorch and roundings of arguments lie from that."""
+    """What the oracle gives in float64, and how far plain PyTorch and arguments that are moved lie."""
 
     def __init__(self, operation, has_oracle, arguments, leaves):
         oracle = operation if has_oracle else getattr(oracles, operation.__name__, operation)

@@ -94,6 +94,7 @@ SIZES = {
 
 # Whether an argument that may be None is given: as often as not, unless it needs another.
 PRESENT = {
+    "rows": lambda d: d.size("K") != d.size("B") or d.choose(True, False),
     "lower_bound": lambda d: d.argument("from_logits"),
     "cu_seqlens": lambda d: d.packed and d.size("T") > 0,
     "train_length": lambda d: d.argument("length") is not None,
@@ -129,8 +130,10 @@ VALUES = {
 
 # Floating tensors that may be of a wider dtype than the others.
 WIDER = frozenset(
-    ("A", "D", "delta_bias", "lower_bound", "alibi_slopes", "scales", "conv_weight", "conv_bias", "dt_bias")
-    + ("A_log", "ssm_state")
+    {
+        *("A", "A_log", "D", "alibi_slopes", "conv_bias", "conv_weight", "delta_bias", "dt_bias"),
+        *("lower_bound", "scales", "ssm_state"),
+    }
 )
 
 # Tensors that the largest is looked for in, where two alike would leave the choice open.

@@ -4,8 +4,8 @@
 
 A campaign is a module of this folder with ``COUNT``, how many attempts make it whole, ``LIMIT``, the seconds
 after which one hangs, and ``attempt(seed, number)``, which returns ``"served"`` or ``"refused"`` and raises
-WrongError where neither is right. The exit status is 1 where any attempt failed. A failed one is repeated by its
-number.
+WrongError where neither is right. The exit status is 1 where any attempt failed. A failed one is repeated by
+its number.
 """
 
 import argparse

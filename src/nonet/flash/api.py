@@ -90,7 +90,8 @@ def flash_attention(
     """
     sizes = _ATTENTION.check(q, k, v, alibi_slopes, key_lengths, key_starts, query_lengths)
     check_heads(sizes)
-    check_values(0, sizes["S"], key_lengths=key_lengths, key_starts=key_starts)
+    check_values(0, sizes["S"], key_lengths=key_lengths)
+    check_values(0, key_starts=key_starts)  # beyond the keys where all of a row's are still to come
     check_values(0, sizes["T"], query_lengths=query_lengths)
     scale = sizes["D"] ** -0.5 if scale is None else scale
     _check_options(causal, scale, window, softcap, return_lse)
