@@ -62,7 +62,8 @@ def loop(q, k, v, **options):
         g = h // (heads // kv_heads)
         place = i + bounds["key_lengths"][b] - bounds["query_lengths"][b]
         scores, values = [], []
-        for j in range(bounds["key_starts"][b], bounds["key_lengths"][b]):
+        real = i < bounds["query_lengths"][b]
+        for j in range(bounds["key_starts"][b], bounds["key_lengths"][b] if real else 0):
             if options.get("causal") and j > place:
                 continue
             if options.get("window") and abs(place - j) >= options["window"]:
@@ -355,12 +356,15 @@ def test_auto_says_why_it_passed_over_the_preferred():
     [
         ({"q": normal(6, 4, 8)}, r"q must have the shape \(B, H, T, D\); got \(6, 4, 8\)"),
         ({"v": normal(2, 2, 5, 8)}, r"v must have the shape \(B=2, G=2, S=4, D=8\)"),
-        ({"k": normal(2, 4, 4, 8), "v": normal(2, 4, 4, 8)}, "key heads G=4 must divide query heads H=6"),
+        (
+            {"k": normal(2, 4, 4, 8), "v": normal(2, 4, 4, 8)},
+            "k must have heads G that divide the H=6 of q; got G=4",
+        ),
         ({"k": normal(2, 2, 4, 8, dtype=torch.float64)}, "k must match q"),
-        ({"window": 0}, "window must be above zero; got 0"),
+        ({"window": 0}, "window must be a whole number above zero; got 0"),
         ({"softcap": -1.0}, "softcap must be above zero"),
-        ({"alibi_slopes": torch.ones(2)}, r"alibi_slopes must have the shape \(H=6\)"),
-        ({"alibi_slopes": torch.ones(1, 6)}, r"alibi_slopes must have the shape \(B=2, H=6\)"),
+        ({"alibi_slopes": torch.ones(2)}, r"alibi_slopes must have the shape \(\[B=2\], H=6\)"),
+        ({"alibi_slopes": torch.ones(1, 6)}, r"alibi_slopes must have the shape \(\[B=2\], H=6\)"),
     ],
 )
 def test_bad_input(attend, change, message):
@@ -373,13 +377,17 @@ def test_other_bad_input():
     q, k, v = qkv(4, 4)
     with pytest.raises(ValueError, match=r"key_lengths must have the shape \(B=2\)"):
         flash_attention(q, k, v, key_lengths=torch.tensor([1]))
-    with pytest.raises(ValueError, match="block_q must be above zero"):
+    with pytest.raises(ValueError, match="block_q must be a whole number above zero"):
         tiled_attention(q, k, v, block_q=0)
     with pytest.raises(ValueError, match="window must be above zero"):
         FlashConfig(window=0)
     packed = (normal(4, 6, 8), normal(4, 2, 8), normal(4, 2, 8))
     ends = torch.tensor([0, 4])
-    with pytest.raises(ValueError, match=r"cu_seqlens_k must rise from 0 to 4; got \[0, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"cu_seqlens_k must start at 0, end at Q=4 and never fall; got \[0, 3\]"
+    ):
         flash_attention_varlen(*packed, ends, torch.tensor([0, 3]))
-    with pytest.raises(ValueError, match=r"cu_seqlens_q must rise from 0 to 4; got \[0, 5, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"cu_seqlens_q must start at 0, end at P=4 and never fall; got \[0, 5, 4\]"
+    ):
         flash_attention_varlen(*packed, torch.tensor([0, 5, 4]), torch.tensor([0, 0, 4]))

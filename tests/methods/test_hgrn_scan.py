@@ -146,18 +146,18 @@ TAKEN, KEPT = ones(2, 3, 4), ones(2, 3, 4)
     [
         (lambda: hgrn_scan(ones(2, 3), KEPT), r"i must have the shape \(B, C, T\)"),
         (lambda: hgrn_scan(TAKEN, ones(2, 3, 5)), r"f must have the shape .*T=4.*3, 5\)"),
-        (lambda: hgrn_scan(TAKEN, KEPT, ones(3, 3)), "initial_state must have"),
-        (lambda: hgrn_scan(TAKEN, KEPT, ones(2, 3).long()), "initial_state must be of a floating"),
+        (lambda: hgrn_scan(TAKEN, KEPT, ones(3, 3)), "initial_state must hold 2 states"),
+        (lambda: hgrn_scan(TAKEN, KEPT, ones(2, 3).long()), "initial_state must be of float64, float32"),
         (lambda: hgrn_scan(TAKEN, KEPT.double()), "f must match i"),
-        (lambda: hgrn_scan(TAKEN.long(), KEPT), "i must be of a floating"),
-        (lambda: hgrn_scan(ones(2, 3, 0), ones(2, 3, 0)), "the length T of i must be above zero"),
+        (lambda: hgrn_scan(TAKEN.long(), KEPT), "i must be of float64, float32"),
+        (lambda: hgrn_scan(ones(2, 3, 0), ones(2, 3, 0)), "C and T above zero"),
         (lambda: hgrn_scan(TAKEN, KEPT, impl="cuda"), "impl='cuda' does not exist"),
         (lambda: hgrn_scan(TAKEN, KEPT, lower_bound=ones(3)), "lower_bound needs from_logits=True"),
         (lambda: hgrn_scan(TAKEN, KEPT, from_logits=True, lower_bound=ones(2)), "lower_bound must .*C=3"),
         (lambda: hgrn_scan(TAKEN, KEPT, cu_seqlens=torch.tensor([0, 4])), "into one row, B=1; got B=2"),
         (
             lambda: hgrn_scan(TAKEN[:1], KEPT[:1], cu_seqlens=torch.tensor([0, 3])),
-            "from 0 to T=4; got .0, 3.",
+            "end at T=4 and rise at every place; got .0, 3.",
         ),
     ],
 )

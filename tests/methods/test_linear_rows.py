@@ -140,12 +140,14 @@ def test_where_a_gradient_is_asked_for_auto_gives_one():
 
 
 WRONG = {
-    "weight must have the shape (O, I); got (8,)": {"weight": normal(8)},
-    "x must have the shape (..., I=8); got (3, 7)": {"x": normal(3, 7)},
-    "x must have the shape (..., I=8); got ()": {"x": torch.tensor(1.0)},
+    "weight must have the shape (O, I=8); got (8,)": {"weight": normal(8)},
+    "weight must have the shape (O, I=7); got (4, 8)": {"x": normal(3, 7)},
+    "x must have the shape (..., I); got ()": {"x": torch.tensor(1.0)},
     "bias must have the shape (O=4); got (8,)": {"bias": normal(8)},
-    "x must be of a floating dtype; got torch.int64": {"x": torch.ones(3, 8).long()},
-    "weight must be on cpu as x is; got meta": {"weight": torch.empty(4, 8, device="meta")},
+    "x must be of float64, float32, bfloat16 or float16; got torch.int64": {"x": torch.ones(3, 8).long()},
+    "weight must match x, which is torch.float32 on cpu; got meta": {
+        "weight": torch.empty(4, 8, device="meta")
+    },
     "impl='cuda' does not exist for linear_rows; choose from auto, cpu, torch, reference": {"impl": "cuda"},
     "cpu cannot serve gradient": {"weight": normal(4, 8).requires_grad_(), "impl": "cpu"},
     "cpu cannot serve a weight in float64": {"weight": normal(4, 8).double(), "impl": "cpu"},

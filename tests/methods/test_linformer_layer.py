@@ -247,9 +247,12 @@ def test_layers_alone_can_share_one_matrix():
     ("change", "message"),
     [
         ({"e": normal(3, 8), "f": normal(3, 8)}, "e projects at most L=8 keys; got S=9"),
-        ({"f": normal(2, 12)}, r"f must have the shape \(K=3, L=12\)"),
-        ({"e": normal(4, 3, 12)}, r"e must have the shape \(G=2, K, L\)"),
-        ({"k": normal(2, 3, 9, 8), "v": normal(2, 3, 9, 8)}, "key heads G=3 must divide query heads H=4"),
+        ({"f": normal(2, 12)}, r"f must have the shape \(\[G=2\], K=3, L=12\)"),
+        ({"e": normal(4, 3, 12)}, r"e must have the shape \(\[G=2\], K, L\)"),
+        (
+            {"k": normal(2, 3, 9, 8), "v": normal(2, 3, 9, 8)},
+            "k must have heads G that divide the H=4 of q; got G=3",
+        ),
         ({"e": normal(3, 12, dtype=torch.float64)}, "e must match q"),
         ({"key_lengths": torch.tensor([1, 2, 3])}, r"key_lengths must have the shape \(B=2\)"),
         ({"impl": "triton"}, "choose from auto, torch, reference"),
@@ -270,12 +273,16 @@ def test_bad_input_of_the_whole_form(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"block_size": 0}, "block_size must be above zero; got 0"),
+        ({"block_size": 0}, "block_size must be a whole number above zero; got 0"),
         ({"block_size": 2}, "slot_k must hold 4 blocks for 9 queries; got 2"),
-        ({"k": normal(2, 2, 8, 8)}, r"k must have the shape \(B=2, G, T=9, D=8\)"),
+        ({"v": normal(2, 2, 8, 8)}, r"v must have the shape \(B=2, G=2, S=9, D=8\)"),
+        (
+            {"k": normal(2, 2, 8, 8), "v": normal(2, 2, 8, 8)},
+            "k must hold as many keys as there are queries, T=9; got 8",
+        ),
         ({"slot_v": normal(2, 2, 2, 4, 8)}, r"slot_v must have the shape"),
         ({"past": torch.tensor([1])}, r"past must have the shape \(B=2\)"),
-        ({"alibi_slopes": torch.ones(2)}, r"alibi_slopes must have the shape \(H=4\)"),
+        ({"alibi_slopes": torch.ones(2)}, r"alibi_slopes must have the shape \(\[B=2\], H=4\)"),
     ],
 )
 def test_bad_input_of_the_block_form(change, message):
@@ -292,7 +299,7 @@ def test_bad_input_of_the_block_form(change, message):
 
 
 def test_other_bad_input():
-    with pytest.raises(ValueError, match=r"e must have the shape \(K, c=4\)"):
+    with pytest.raises(ValueError, match=r"e must have block_size=4 columns; got the shape \(3, 5\)"):
         summarise(normal(2, 2, 9, 8), normal(3, 5), 4)
     with pytest.raises(ValueError, match="sharing='all' is not known; choose from none, headwise"):
         LinformerConfig(sharing="all")

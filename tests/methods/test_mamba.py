@@ -222,11 +222,11 @@ WRONG_SCANS = {
     "A must have the shape (C=3, N); got (4,)": {"A": tokens(4)},
     "C must have the shape (B=2, N=4, T=11); got (2, 5, 11)": {"C": tokens(2, 5, 11)},
     "D must have the shape (C=3); got (4,)": {"D": tokens(4)},
-    "initial_state must have the shape (B=2, C=3, N=4); got (2, 4, 3)": {"initial_state": tokens(2, 4, 3)},
-    "delta_bias must be of a floating dtype; got torch.int64": {"delta_bias": torch.ones(3).long()},
-    "z must match u, which is torch.float32 on cpu; got torch.float64 on cpu": {
-        "z": tokens(2, 3, 11).double()
+    "initial_state must have the shape (n, C=3, N=4); got (2, 4, 3)": {"initial_state": tokens(2, 4, 3)},
+    "delta_bias must be of float64, float32, bfloat16 or float16; got torch.int64": {
+        "delta_bias": torch.ones(3).long()
     },
+    "z must match u, which is torch.float32 on cpu; got torch.float64": {"z": tokens(2, 3, 11).double()},
     "impl='cuda' does not exist for selective_scan; choose from auto": {"impl": "cuda"},
 }
 
@@ -239,14 +239,14 @@ def test_scan_says_what_is_wrong(message, wrong):
 
 
 def test_scan_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="T must be above zero; got 0"):
+    with pytest.raises(ValueError, match=r"C and T above zero; got \(2, 3, 0\)"):
         selective_scan(**scan_arguments(length=0))
 
 
 WRONG_CONVOLUTIONS = {
     "weight must have the shape (C=3, W); got (4, 2)": {"weight": tokens(4, 2)},
     "activation='gelu' is not known; choose from None, silu": {"activation": "gelu"},
-    "initial_state must have the shape (B=2, C=3, 1); got (2, 3, 2)": {"initial_state": tokens(2, 3, 2)},
+    "initial_state must have the shape (n, C=3, W-1=1); got (2, 3, 2)": {"initial_state": tokens(2, 3, 2)},
 }
 
 

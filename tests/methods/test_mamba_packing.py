@@ -77,12 +77,14 @@ def test_a_block_keeps_sequences_apart(continued):
 
 
 WRONG = {
-    "cu_seqlens must rise at every place, from 0 to T=11; got [0, 12]": torch.tensor([0, 12]),
-    "cu_seqlens must rise at every place, from 0 to T=11; got [1, 11]": torch.tensor([1, 11]),
-    "cu_seqlens must rise at every place, from 0 to T=11; got [0, 4, 4, 11]": torch.tensor([0, 4, 4, 11]),
-    "cu_seqlens must rise at every place, from 0 to T=11; got [0]": torch.tensor([0]),
-    "int32 or int64; got (2,) of torch.float32": torch.tensor([0.0, 11.0]),
-    "cu_seqlens must have the shape (n + 1,)": torch.tensor([[0, 11]]),
+    "cu_seqlens must start at 0, end at T=11 and rise at every place; got [0, 12]": torch.tensor([0, 12]),
+    "cu_seqlens must start at 0, end at T=11 and rise at every place; got [1, 11]": torch.tensor([1, 11]),
+    "cu_seqlens must start at 0, end at T=11 and rise at every place; got [0, 4, 4, 11]": torch.tensor(
+        [0, 4, 4, 11]
+    ),
+    "cu_seqlens must start at 0, end at T=11 and rise at every place; got [0]": torch.tensor([0]),
+    "int32 or int64; got torch.float32": torch.tensor([0.0, 11.0]),
+    "cu_seqlens must have the shape (ends); got (1, 2)": torch.tensor([[0, 11]]),
 }
 
 
@@ -97,7 +99,7 @@ def test_what_cannot_be_packed_is_told():
     with pytest.raises(ValueError, match="into one row, B=1; got B=2"):
         causal_conv1d(normal(2, C, T), normal(C, TAPS), cu_seqlens=ENDS)
     with pytest.raises(
-        ValueError, match=r"initial_state must have the shape \(n=3, C=3, 3\); got \(1, 3, 3\)"
+        ValueError, match=r"initial_state must hold 3 states on its first axis; got the shape \(1, 3, 3\)"
     ):
         causal_conv1d(normal(1, C, T), normal(C, TAPS), initial_state=normal(1, C, 3), cu_seqlens=ENDS)
     with pytest.raises(ValueError, match="real and cu_seqlens cannot both be given"):

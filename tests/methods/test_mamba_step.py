@@ -115,13 +115,15 @@ def test_asking_for_gradients_is_told_to_the_choice(monkeypatch):
 
 
 WRONG = {
-    "in_proj must have the shape (80, E=20); got (40, 20)": {"in_proj": normal(40, E)},
-    "x_proj must have the shape (14, C=40); got (40, 14)": {"x_proj": normal(C, 14)},
+    "in_proj must have the shape (2C=80, E=20); got (40, 20)": {"in_proj": normal(40, E)},
+    "x_proj must have the shape (R+2N, C=40); got (40, 14)": {"x_proj": normal(C, 14)},
     "ssm_state must have the shape (B=2, C=40, N); got (3, 40, 6)": {"ssm_state": normal(3, C, N)},
-    "in_bias must have the shape (80); got (40,)": {"in_bias": normal(C)},
+    "in_bias must have the shape (2C=80); got (40,)": {"in_bias": normal(C)},
     "conv_state must hold W - 1=3 inputs at least; got L=2": {"conv_state": normal(B, C, 2)},
     "out_proj must match x, which is torch.float32 on cpu": {"out_proj": normal(E, C).double()},
-    "A_log must be of a floating dtype; got torch.int64": {"A_log": torch.ones(C, N).long()},
+    "A_log must be of float64, float32, bfloat16 or float16; got torch.int64": {
+        "A_log": torch.ones(C, N).long()
+    },
     "norm_eps must be above zero; got 0.0": {"norm_eps": 0.0},
     "impl='cuda' does not exist for mamba_step; choose from auto": {"impl": "cuda"},
 }

@@ -436,13 +436,16 @@ def test_channel_mixer_is_its_formula():
     ("call", "message"),
     [
         (lambda w: pack_ternary(ones(3)), r"weight must have the shape \(out, in\)"),
-        (lambda w: pack_ternary(ones(3, 3).long()), "weight must be of a floating"),
+        (lambda w: pack_ternary(ones(3, 3).long()), "weight must be of float64, float32"),
         (lambda w: ternary_linear(ones(2, 3), w), r"x must .* in=4\).*\(2, 3\)"),
         (lambda w: ternary_linear(ones(4), w, ones(4)), "bias must .*out=2"),
         (lambda w: ternary_linear(ones(4), w, norm_weight=ones(2)), "norm_weight must .*in=4"),
         (lambda w: ternary_linear(ones(4), w, ones(2).double()), "bias must match x"),
         (lambda w: ternary_linear(ones(4), w, eps=0.0), "eps must be above zero"),
-        (lambda w: ternary_linear(ones(4, device="meta"), w), "packed must be on the device of x"),
+        (
+            lambda w: ternary_linear(ones(4, device="meta"), w),
+            "packed must match x, which is torch.float32 on meta; got cpu",
+        ),
         (lambda w: MLGRUConfig(form="gated"), "form='gated' is not known; choose from official, paper"),
         (lambda w: MLGRUConfig(expand=0), "expand must be above zero"),
         (lambda w: MLGRU(8, form="gated"), "form='gated'"),

@@ -120,9 +120,9 @@ def test_slopes_are_interpolated_beyond_the_training_length_only():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_heads": 0}, "n_heads must be above zero"),
+        ({"n_heads": 0}, "n_heads must be a whole number above zero"),
         ({"n_heads": 4, "length": 8}, "length and train_length must be given together"),
-        ({"n_heads": 4, "length": 8, "train_length": 0}, "train_length must be above zero"),
+        ({"n_heads": 4, "length": 8, "train_length": 0}, "train_length must be a whole number above zero"),
     ],
 )
 def test_bad_slopes_are_named(arguments, message):
@@ -263,9 +263,12 @@ def test_options_survive_json(options):
         (lambda: YaRN(2.0, 6), "original_length must be above 2 pi beta_slow = 6.3; got 6"),
         (lambda: LongRoPE(2.0, 1, **LISTS), "original_length must be above 1; got 1"),
         (lambda: Llama3(high_freq_factor=1.0), "high_freq_factor must be above low_freq_factor"),
-        (lambda: rotary_frequencies(7), "an even number of dims must turn; got 7"),
+        (lambda: rotary_frequencies(7), "must leave an even number of dims to turn; got 7"),
         (lambda: rotary_frequencies(8, RotaryConfig(partial=0.1)), "got 0, from head_dim=8 and partial=0.1"),
-        (lambda: rotary_frequencies(2, RotaryConfig(scaling=DynamicNTK(2.0, 8))), "needs at least 4 dims"),
+        (
+            lambda: rotary_frequencies(2, RotaryConfig(scaling=DynamicNTK(2.0, 8))),
+            "at least 4 dims turn for dynamic scaling; got 2",
+        ),
         (
             lambda: RotaryPosition(DIMS, RotaryConfig(scaling=LongRoPE(2.0, 64, **LISTS))),
             "short_factor must have 4 numbers, one a pair of dims that turn; got 8",
@@ -362,10 +365,10 @@ def test_far_places_stay_apart_in_low_precision(dtype):
     ("change", "message"),
     [
         ({"x": torch.zeros(3, 5, 8)}, r"x must have the shape \(B, H, T, D\)"),
-        ({"x": torch.zeros(2, 3, 5, 8, dtype=torch.long)}, "x must be of a floating dtype"),
-        ({"cos": torch.zeros(2, 4, 4)}, r"cos must have the shape \(B=2, T=5, half\); got \(2, 4, 4\)"),
-        ({"sin": torch.zeros(1, 5, 3)}, r"sin must have the shape \(1, T=5, half=4\); got \(1, 5, 3\)"),
-        ({"sin": torch.zeros(2, 5, 4).double()}, "sin must match cos"),
+        ({"x": torch.zeros(2, 3, 5, 8, dtype=torch.long)}, "x must be of float64, float32"),
+        ({"cos": torch.zeros(2, 4, 4)}, r"cos must have the shape \(Bc, T=5, half\); got \(2, 4, 4\)"),
+        ({"sin": torch.zeros(1, 5, 3)}, r"sin must have the shape \(Bs, T=5, half=4\); got \(1, 5, 3\)"),
+        ({"sin": torch.zeros(2, 5, 4).double()}, "sin must match x, which is torch.float32"),
         (dict.fromkeys(("cos", "sin"), torch.zeros(1, 5, 8)), "at most 4 angles for D=8; got 8"),
         ({"impl": "triton"}, "impl='triton' does not exist for apply_rotary"),
     ],
@@ -377,7 +380,7 @@ def test_bad_rotation_is_named(change, message):
 
 
 def test_places_are_whole_numbers():
-    with pytest.raises(ValueError, match=r"places must be of an integer dtype; got torch\.bfloat16"):
+    with pytest.raises(ValueError, match=r"places must be of int32 or int64; got torch\.bfloat16"):
         rotary_angles(torch.ones(4), torch.arange(5)[None].bfloat16())
 
 
@@ -405,7 +408,7 @@ def test_sinusoids_are_those_of_distilbert():
 
 
 def test_odd_widths_are_refused():
-    with pytest.raises(ValueError, match="width must be even and above zero; got 5"):
+    with pytest.raises(ValueError, match="width must be even; got 5"):
         sinusoidal(torch.arange(3)[None], 5)
     with pytest.raises(ValueError, match="need an even hidden size; got 5"):
         SinusoidalPosition(dataclasses.replace(DIMS, hidden=5))

@@ -229,5 +229,5 @@ def test_chunked_feed_forward_is_the_whole(size):
 
 
 def test_bad_size_of_chunks():
-    with pytest.raises(ValueError, match="size must be above zero; got 0"):
+    with pytest.raises(ValueError, match="size must be a whole number above zero; got 0"):
         chunked(nn.Identity(), random(B, 20, 16), 0)
