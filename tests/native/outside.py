@@ -40,7 +40,7 @@ def compiled(source, target, *flags):
 
 
 def sanitized(folder):
-    """Builds the library so that it stops at the first fault; returns the environment of a process to use it in.
+    """Builds the library so that it stops at the first fault; returns the environment of a process with it.
 
     Skips where the compiler lacks a sanitizer.
     """
