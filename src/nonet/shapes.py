@@ -113,6 +113,7 @@ class Tensors:
         for letter in self._nonzero:
             if not sizes[letter]:
                 self._misfit(self._first_with(letter), tensors)
+        sizes.pop("...", None)
         return sizes
 
     def _aligned(
