@@ -89,6 +89,8 @@ def _parse(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: no JSON ({error.msg} at character {error.pos + 1})") from None
+    except RecursionError:
+        raise ValueError(f"{where}: its JSON is nested too deeply") from None
 
 
 def _object(row: Any, where: str) -> dict[str, Any]:
