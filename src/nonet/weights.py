@@ -55,7 +55,7 @@ def check_files(place: Path) -> None:
 
 
 def check_index(place: Path) -> None:
-    """Raises ValueError where a list of the files that hold a model's weights names others than safetensors in it.
+    """Raises ValueError where a list of the files of a model's weights names any but safetensors beside it.
 
     Whatever such a list names, Transformers reads; what does not end in ``.safetensors`` as a pickle.
     """
@@ -68,8 +68,8 @@ def check_index(place: Path) -> None:
         names = set(listed.values())
         if wrong := {name for name in names if not name.endswith(".safetensors") or Path(name).name != name}:
             raise ValueError(
-                f"{index} names {_some(wrong)}; weights are read from *.safetensors beside it alone, since other "
-                "files may run code when they are read"
+                f"{index} names {_some(wrong)}; weights are read from *.safetensors beside it alone, since "
+                "other files may run code when they are read"
             )
         if lost := {name for name in names if not (place / name).is_file()}:
             raise ValueError(f"{index} names files that are missing ({_some(lost)}); copy the model again")
@@ -78,7 +78,9 @@ def check_index(place: Path) -> None:
 
 
 def _refuse_elsewhere(place: Path, file: Path) -> None:
-    """Raises ValueError for a link that leads out of a model's directory, but to where the hub's cache keeps it."""
+    """Raises ValueError for a link out of a model's directory, unless to the files of the hub's cache."""
+    if not file.is_file():
+        raise ValueError(f"{file} is no file that can be read; copy the model again")
     target, home = file.resolve(), place.resolve()
     cache = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     if not (target.is_relative_to(home) or target.is_relative_to(cache)):
@@ -90,8 +92,8 @@ def _refuse_code(place: Path, config: dict[str, Any]) -> None:
     kind = config.get("model_type")
     if config.get("auto_map") and not (isinstance(kind, str) and kind in CONFIG_MAPPING):
         raise ValueError(
-            f"{place / 'config.json'} asks to run code of its own (auto_map) for a model of type {kind!r}, which "
-            "nonet never does; give a model of a type that Transformers has"
+            f"{place / 'config.json'} asks to run code of its own (auto_map) for a model of type {kind!r}, "
+            "which nonet never does; give a model of a type that Transformers has"
         )
 
 
@@ -102,8 +104,8 @@ def _refuse_more(file: Path, config: dict[str, Any], tensors: int, numbers: int)
             most = tensors if name.endswith("_layers") else max(numbers, _CHEAP)
             if name.endswith(_SIZES) and isinstance(size, int) and size > most:
                 raise ValueError(
-                    f"{file} says {name}={size}, but the weights are {tensors} tensors of {numbers:,} numbers; "
-                    "copy the model again"
+                    f"{file} says {name}={size}, but the weights are {tensors} tensors of {numbers:,} "
+                    "numbers; copy the model again"
                 )
 
 

@@ -1,8 +1,8 @@
 """Broken and hostile files: each is refused in one line that names it, or makes no difference.
 
-A small model, adapters, a tandem, labels and tables are written once. An attempt copies what a command reads, spoils
-one file, and runs the command in this process. Code in a file that ran, a traceback, a screen with an escape
-sequence on it, and memory or time without bounds are failures; so is success where nobody could have read a file.
+A small model, adapters, a tandem, labels and tables are written once. An attempt copies what a command reads,
+spoils one file, and runs the command in this process. Code in a file that ran, a traceback, a screen with an
+escape sequence on it, and memory or time without bounds are failures.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ TEXT = "".join(f"line {n}: the quick brown fox jumps over the lazy dog\n" for n 
 WRITE = ("--tokens", "3", "--temperature", "0", "--json", "--prompt", "the")
 SMALL = ("--steps", "1", "--window", "16", "--batch", "1")
 
-# What is spoilt -> the command that reads it, ``{}`` being its copy, ``{made}`` the sound ones and ``{out}`` new.
+# What is spoilt -> the command that reads it: ``{}`` is its copy, ``{made}`` holds all, ``{out}`` is new.
 READERS = {
     "model": ("generate", "{}", *WRITE),
     "lora": ("generate", "{made}/model", "--adapter", "{}", *WRITE),
@@ -82,7 +82,7 @@ def attempt(seed, number):
         last = said.strip().splitlines()[-1:] or [""]
         if status != 1 or not last[0].startswith("nonet: "):
             raise WrongError(f"ended with {status} and {last[0][:300]!r}\n    {how}")
-        if not any(part in last[0] for part in (str(copy), copy.name, "config.json")):
+        if not any(part in last[0] for part in (str(copy), kind, "the text has", "window=")):
             raise WrongError(f"names no file: {last[0][:300]}\n    {how}")
         if out.exists() and any(out.iterdir()):
             raise WrongError(f"left {[p.name for p in out.iterdir()]} behind\n    {how}")

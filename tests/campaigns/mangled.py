@@ -297,7 +297,7 @@ def a_strange_name(file, random, proof):
     name = random.choice(
         (b"\xff\xfe.txt", b"\x1b[31m.txt", b"a\nb.txt", b"[red].txt", b"a[b]c.json", b"x" * 250)
     )
-    Path(os.fsdecode(os.path.join(os.fsencode(file.parent), name))).write_text("some text\n" * 5)
+    Path(file.parent, os.fsdecode(name)).write_text("some text\n" * 5)
 
 
 FOLDER_WAYS = [an_index_to_a_pickle, a_pickle_beside, a_link_outside, a_strange_name]

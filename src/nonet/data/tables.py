@@ -53,6 +53,8 @@ def _json_list(path: Path) -> Rows:
 
 
 def _separated(path: Path, delimiter: str) -> Rows:
+    # A field may be as long as the file; the reader's own limit cuts texts of 128 KiB.
+    csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size))
     with path.open(newline="", encoding="utf-8-sig") as file:
         header = next(csv.reader([file.readline()], delimiter=delimiter), [])
         file.seek(0)
