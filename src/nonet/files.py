@@ -62,9 +62,9 @@ def reading(place: object) -> Iterator[None]:
         raise
     except Exception as error:
         why = " ".join(str(error).split())  # in one line
-        if isinstance(error, ValueError) and str(place) in why:
-            raise ValueError(why) from error
-        why = why if isinstance(error, ValueError) else f"{type(error).__name__}: {why}"
+        if isinstance(error, ValueError):  # which says what is wrong, and perhaps where
+            raise ValueError(why if str(place) in why else f"{place}: {why}") from error
+        why = f"{type(error).__name__}: {why}"
         raise ValueError(f"{place} cannot be read ({why}); write or copy it again") from error
 
 
