@@ -37,7 +37,7 @@ def doctor(
     for name, packages in found["extras"].items():
         missing = [package for package, version in packages.items() if version is None]
         how = f"missing {', '.join(missing)}; {pip_install(name)}" if missing else "installed"
-        facts.add_row(f"extra {name}", how.replace("[", r"\["))
+        facts.add_row(f"extra {name}", how)
     people.print(facts)
     table = Table("op", "device", "runs", "why", title="What impl='auto' chooses for float32")
     for choice in found["choices"]:
