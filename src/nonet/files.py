@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,28 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} is no whole safetensors file ({size}): {error}; write or copy the file again"
         ) from None
+
+
+@contextmanager
+def reading(place: object) -> Iterator[None]:
+    """Turns whatever a library raises while it reads somebody's file into a ValueError that names the file.
+
+    Libraries that parse a model's files raise errors of every class for files that are damaged, and few name
+    the file. What is missing here, a package or a file, is told as it is.
+
+    Raises:
+        ValueError: the file or directory, called ``place``, could not be read.
+    """
+    try:
+        yield
+    except (ImportError, OSError):
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())  # in one line
+        if isinstance(error, ValueError):  # which says what is wrong, and perhaps where
+            raise ValueError(why if str(place) in why else f"{place}: {why}") from error
+        why = f"{type(error).__name__}: {why}"
+        raise ValueError(f"{place} cannot be read ({why}); write or copy it again") from error
 
 
 def to_json(value: Any) -> str:

@@ -22,6 +22,9 @@ from nonet.hf.positions import room
 from nonet.hf.pretrained import load_pretrained
 from nonet.shapes import check_positive
 
+# A model's own settings for generation may ask for more than its text.
+_PLAIN = {"return_dict_in_generate": False, "output_attentions": False, "output_hidden_states": False}
+
 _log = logging.getLogger(__name__)
 
 
@@ -100,14 +103,21 @@ class Asked:
 
 
 class Finite(LogitsProcessor):
-    """Raises ValueError where a model's scores are no numbers, among which nothing can be chosen."""
+    """Raises ValueError where a model's scores are no numbers, among which nothing can be chosen.
+
+    Args:
+        who: writes, for the message.
+    """
+
+    def __init__(self, who: str) -> None:
+        self.who = who
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Returns the scores as they are; -inf rules a token out."""
         if not bool((scores < torch.inf).all()):
             raise ValueError(
-                f"the model's scores after {input_ids.shape[1]} tokens are not finite; its weights may hold "
-                "nan, as after a training that diverged: load another model, or train it again"
+                f"the scores of {self.who} after {input_ids.shape[1]} tokens are not finite; its weights may "
+                "hold nan, as after a training that diverged: load another, or train it again"
             )
         return scores
 
@@ -130,6 +140,7 @@ def write(name: str, asked: Asked, *, adapter: Path | None, stream: bool) -> Non
         model = load_adapter(model, adapter)
     set_seed(asked.seed)
     ids = asked.ids(tokenizer).to(model.device)
+    who = name if adapter is None else f"{name} with {adapter}"
     new = asked.new(model, ids.shape[1])
     stream = stream and not asked.as_json
     if stream:
@@ -141,8 +152,9 @@ def write(name: str, asked: Asked, *, adapter: Path | None, stream: bool) -> Non
             attention_mask=torch.ones_like(ids),
             max_new_tokens=new,
             streamer=_streamer(tokenizer) if stream else None,
-            logits_processor=LogitsProcessorList([Finite()]),
+            logits_processor=LogitsProcessorList([Finite(who)]),
             do_sample=bool(asked.temperature),
+            **_PLAIN,
             **asked.sampling,
         )
     seconds = time.perf_counter() - began
@@ -186,7 +198,7 @@ def write_in_tandem(name: str, directory: Path, asked: Asked, *, block: int, dty
         max_new_tokens=new,
         block=block,
         streamer=None if asked.as_json else _streamer(tokenizer),
-        logits_processor=LogitsProcessorList([Finite()]),
+        logits_processor=LogitsProcessorList([Finite(f"{name} with {directory}")]),
         return_stats=True,
         do_sample=bool(asked.temperature),
         **asked.sampling,

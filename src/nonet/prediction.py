@@ -13,6 +13,7 @@ from nonet.hf.adapters import load_adapter
 from nonet.hf.labels import load_question
 from nonet.hf.pretrained import load_pretrained
 from nonet.hub import directory
+from nonet.screen import printable
 
 _AT_ONCE = 64  # texts whose labels are written together
 
@@ -42,17 +43,18 @@ def predict(name: str, file: Path, *, adapter: Path | None, as_json: bool) -> No
         model = load_adapter(model, adapter)
     pet = question.ask(model, tokenizer)
     labels = pet.verbalizer.labels
+    who = name if adapter is None else f"{name} with {adapter}"
     found: list[dict[str, object]] = []
     for first in range(0, len(texts), _AT_ONCE):
         scores = pet.scores(texts[first : first + _AT_ONCE])
         if not bool(scores.isfinite().all()):
             raise ValueError(
-                f"the scores of {name} are no finite numbers; its weights may hold nan: teach it again"
+                f"the scores of {who} are no finite numbers; its weights may hold nan: teach it again"
             )
         for row, best in zip(scores.softmax(-1).tolist(), scores.argmax(-1).tolist(), strict=True):
             found.append({"label": labels[best], "probabilities": dict(zip(labels, row, strict=True))})
             if not as_json:
-                sys.stdout.write(f"{labels[best]}\n")
+                sys.stdout.write(f"{printable(labels[best])}\n")
         sys.stdout.flush()
     if as_json:
         sys.stdout.write(to_json({"model": name, "file": str(file), "predictions": found}))

@@ -22,7 +22,7 @@ from rich.table import Table
 from workers import outcomes
 
 HERE = Path(__file__).parent
-CAMPAIGNS = ("calls",)
+CAMPAIGNS = ("calls", "files")
 SHOWN = 50  # failures that are printed whole
 
 

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from nonet.bench import results
 from nonet.bench.run import measure
 from nonet.bench.table import terminal
 from nonet.bench.workloads import workloads
 from nonet.compare.store import Record
+from nonet.screen import console
 
 DONE, FAILED, STOPPED = 0, 1, 3
 
@@ -58,7 +58,7 @@ def execute(
     if as_json:
         sys.stdout.write(json.dumps({"rows": rows, "out": str(directory)}, indent=2, allow_nan=False) + "\n")
     elif rows:
-        Console().print(terminal(rows))
+        console().print(terminal(rows))
     _say(f"{len(rows)} rows added to {directory}")
     return code
 

@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 import nonet
+from nonet.screen import Printable, printable
 
 app = typer.Typer(
     name="nonet",
@@ -40,7 +41,9 @@ def _nonet(
 ) -> None:
     """Nine recent methods in transformers, in one model and one comparison."""
     _refuse_several_processes()
-    logging.basicConfig(format="%(message)s")  # to stderr: stdout is for results
+    handler = logging.StreamHandler()  # to stderr: stdout is for results
+    handler.setFormatter(Printable("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("nonet").setLevel(logging.INFO)
 
 
@@ -73,5 +76,5 @@ def main() -> None:
     try:
         app()
     except (ImportError, OSError, ValueError) as error:
-        typer.echo(f"nonet: {error}", err=True)
+        typer.echo(f"nonet: {printable(error)}", err=True)
         raise SystemExit(1) from error

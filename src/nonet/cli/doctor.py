@@ -24,10 +24,11 @@ def doctor(
         typer.echo(json.dumps(found, indent=2, allow_nan=False))
         return
 
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from nonet.screen import console
+
+    people = console()
     facts = Table(show_header=False, box=None)
     for name, value in found["machine"].items():
         facts.add_row(name.replace("_", " "), _plain(value))
@@ -36,12 +37,12 @@ def doctor(
     for name, packages in found["extras"].items():
         missing = [package for package, version in packages.items() if version is None]
         how = f"missing {', '.join(missing)}; {pip_install(name)}" if missing else "installed"
-        facts.add_row(f"extra {name}", how.replace("[", r"\["))
-    console.print(facts)
+        facts.add_row(f"extra {name}", how)
+    people.print(facts)
     table = Table("op", "device", "runs", "why", title="What impl='auto' chooses for float32")
     for choice in found["choices"]:
         table.add_row(choice["op"], choice["device"], _plain(choice["implementation"]), choice["reason"])
-    console.print(table)
+    people.print(table)
 
 
 def examine() -> dict[str, Any]:

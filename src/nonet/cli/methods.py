@@ -28,10 +28,11 @@ def methods(
         )
         return
 
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from nonet.screen import console
+
+    people = console()
     for slot, question in SLOTS.items():
         if not parts(slot):
             continue
@@ -41,4 +42,4 @@ def methods(
             ops = [method.op(name) for name in part.ops] if method else []
             names = dict.fromkeys(i.name for op in ops for i in op.implementations)
             table.add_row(part.name, part.letter, part.title, part.role, ", ".join(names))
-        console.print(table)
+        people.print(table)

@@ -19,6 +19,7 @@ from nonet.compare.plan import Cell, Combo, Plan
 from nonet.compare.report import require_extra, write_report
 from nonet.compare.store import ROWS, finished, read_rows
 from nonet.compare.tables import text_tables
+from nonet.screen import console
 
 DONE, FAILED, STOPPED = 0, 1, 3
 
@@ -30,7 +31,7 @@ def execute(asked: Asked, out: Path | None, *, resume: bool, dry_run: bool, as_j
         ValueError: an option is wrong, or the text cannot serve.
         OSError: a file cannot be read or written.
     """
-    people = Console(stderr=as_json)
+    people = console(stderr=as_json)
     if not dry_run:
         require_extra()
     if resume:

@@ -53,6 +53,8 @@ def _json_list(path: Path) -> Rows:
 
 
 def _separated(path: Path, delimiter: str) -> Rows:
+    # A field may be as long as the file; the reader's own limit cuts texts of 128 KiB.
+    csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size))
     with path.open(newline="", encoding="utf-8-sig") as file:
         header = next(csv.reader([file.readline()], delimiter=delimiter), [])
         file.seek(0)
@@ -89,6 +91,8 @@ def _parse(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: no JSON ({error.msg} at character {error.pos + 1})") from None
+    except RecursionError:
+        raise ValueError(f"{where}: its JSON is nested too deeply") from None
 
 
 def _object(row: Any, where: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import nonet.lora.saved
 import nonet.prompt.saved
-from nonet.files import read_json, read_tensors
+from nonet.files import read_json, read_tensors, reading
 from nonet.hf.card import card, code_of_adapter
 from nonet.lora.adapt import RESERVED, select_lora
 
@@ -84,12 +84,10 @@ def load_adapter(model: Model, directory: str | Path, name: str = "default") -> 
         allowed = ", ".join(_KINDS)
         raise ValueError(f"peft_type={kind!r} in {place / CONFIG} is not supported; choose from {allowed}")
     tensors = read_tensors(place / WEIGHTS)
-    try:
+    with reading(place):
         if kind == "LORA":
             return nonet.lora.saved.from_peft(model, config, tensors, name)
         return nonet.prompt.saved.from_peft(model, config, tensors)
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
 
 
 def _contents(model: nn.Module, name: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:

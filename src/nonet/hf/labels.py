@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nonet.files import read_json, to_json
+from nonet.files import read_json, reading, to_json
 from nonet.prompt import PET, Pattern, Verbalizer
+from nonet.shapes import check_whole
 
 FILE = "labels.json"
 
@@ -49,9 +50,8 @@ def load_question(directory: Path) -> Question:
             f"{directory} holds no {FILE}, so it was not taught labels; give what nonet finetune wrote for "
             "labelled examples"
         )
-    try:
-        return Question(**read_json(file))
-    except TypeError as error:  # other fields
-        raise ValueError(
-            f"{file} is not what nonet finetune writes: {error}; teach the labels again"
-        ) from error
+    with reading(file):
+        question = Question(**read_json(file))
+        Verbalizer(question.words), Pattern(question.pattern)
+        check_whole(max_length=question.max_length)
+    return question

@@ -16,6 +16,7 @@ from transformers.utils import logging
 import nonet.model  # noqa: F401  (makes the architecture known to the Auto classes)
 from nonet.data.tokens import cache_folder
 from nonet.extras import pip_install
+from nonet.files import reading
 from nonet.hub import directory, from_hub
 from nonet.weights import check_files, load_whole
 
@@ -55,7 +56,8 @@ def load_pretrained(name: str | Path = DEFAULT, dtype: torch.dtype | None = None
         model, tokenizer = from_hub(str(name), functools.partial(_read, dtype=dtype))
     else:
         check_files(place)
-        model, tokenizer = _read(str(place), dtype=dtype, local_files_only=True)
+        with reading(place):
+            model, tokenizer = _read(str(place), dtype=dtype, local_files_only=True)
     model.config.name_or_path = tokenizer.name_or_path = str(name)  # as the user knows it
     return model.eval(), tokenizer
 
@@ -86,8 +88,10 @@ def _smollm2() -> Path:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        read = AutoModelForCausalLM.from_pretrained(source, gguf_file=file.name, dtype=torch.bfloat16)
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file.name)
+        with reading(file):
+            options = {"gguf_file": file.name, "trust_remote_code": False, "local_files_only": True}
+            read = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
     finally:
         logging.set_verbosity(verbosity)
         if bars:

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
@@ -24,6 +23,7 @@ from nonet.ledger.lab import Lab
 from nonet.ledger.rows import NAME, read_ledger
 from nonet.registry import load, methods
 from nonet.registry import method as method_named
+from nonet.screen import console
 
 DONE, FAILED, STOPPED = 0, 1, 3
 
@@ -48,7 +48,7 @@ def run_claims(names: Iterable[str], out: Path | None, *, full: bool, resume: bo
         OSError: a row cannot be written.
     """
     logging.set_verbosity_error()
-    people, directory = Console(stderr=True), folder(out)
+    people, directory = console(stderr=True), folder(out)
     known = (
         {(r["method"], r["claim"]) for r in read_ledger(directory) if r["full"] == full} if resume else set()
     )
@@ -63,21 +63,21 @@ def run_claims(names: Iterable[str], out: Path | None, *, full: bool, resume: bo
     code = DONE
     try:
         for number, (name, claim) in enumerate(todo, 1):
-            people.print(f"[{number}/{len(todo)}] {name}: {claim.name}", markup=False)
-            row = tested(name, claim, full, lambda doing: people.print(f"  {doing}", markup=False))
+            people.print(f"[{number}/{len(todo)}] {name}: {claim.name}")
+            row = tested(name, claim, full, lambda doing: people.print(f"  {doing}"))
             if row["state"] == "failed":
                 code = FAILED
             else:
                 append_row(directory / NAME, row)
             rows.append(row)
-            people.print(f"  {row['verdict']}: {row['evidence']} ({row['seconds']:.0f} s)", markup=False)
+            people.print(f"  {row['verdict']}: {row['evidence']} ({row['seconds']:.0f} s)")
     except KeyboardInterrupt:
         code = STOPPED
         people.print("Stopped early; continue with the same command and --resume")
     if as_json:
         sys.stdout.write(json.dumps({"rows": rows, "out": str(directory)}, indent=1, allow_nan=False) + "\n")
     elif rows:
-        Console().print(_table(rows))
+        console().print(_table(rows))
     people.print(f"{sum(row['state'] == 'done' for row in rows)} rows added to {directory / NAME}")
     return code
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from nonet.model.config import NonetConfig
 from nonet.model.padding import check_places, padding_bounds, real_lengths
 from nonet.registry import RESIDUALS, load, part
 from nonet.slots import Context, Dims, LinearFactory, Memo
+from nonet.weights import check_index
 
 _LOSS_OPTIONS = ("num_items_in_batch", "ignore_index", "shift_labels")
 
@@ -96,6 +98,9 @@ class NonetPreTrainedModel(PreTrainedModel):
             raise ValueError(
                 "use_safetensors=False: weights are read from safetensors only, never from a pickle"
             )
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if isinstance(source, str | Path) and Path(source).is_dir():
+            check_index(Path(source))
         return super().from_pretrained(*args, use_safetensors=True, **kwargs)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:

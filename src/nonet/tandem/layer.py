@@ -17,6 +17,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from transformers.modeling_utils import PreTrainedModel
 
 from nonet.ecosystem import CACHE
+from nonet.files import reading
 from nonet.tandem.cache import RollbackLayer, rollback_cache
 from nonet.tandem.config import TandemConfig
 from nonet.tandem.drafter import TandemDrafter
@@ -35,7 +36,7 @@ from nonet.tandem.reading import TandemCache, block_mask, fill, make_readable, t
 from nonet.tandem.rounds import Plan, Stats
 from nonet.tandem.router import Router
 from nonet.tandem.runner import Runner
-from nonet.tandem.saved import drop_what_is_not_trained, load_tandem, save_tandem
+from nonet.tandem.saved import PROJECTIONS, drop_what_is_not_trained, load_tandem, save_tandem
 from nonet.tandem.shortlist import Shortlist
 
 
@@ -292,8 +293,9 @@ class Tandem(nn.Module):
             ValueError: the directory holds no tandem, or one of another primary.
         """
         options, secondary, weights, router = load_tandem(Path(directory), primary)
-        tandem = cls(primary, secondary, options)
-        tandem.projections.load_state_dict(weights)
+        with reading(Path(directory) / PROJECTIONS):
+            tandem = cls(primary, secondary, options)
+            tandem.projections.load_state_dict(weights)
         tandem.router = router
         return tandem.eval()
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
-from nonet.files import read_json, read_tensors
+from nonet.files import read_json, read_tensors, reading
 from nonet.tandem.config import TandemConfig
 from nonet.tandem.router import Router
 from nonet.weights import check_files, load_whole
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nonet.tandem.layer import Tandem
 
 FORMAT = "nonet.tandem 1"
+PROJECTIONS = "projections.safetensors"
 _KNOWN = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")  # of the primary
 
 
@@ -30,7 +31,7 @@ def save_tandem(tandem: Tandem, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").unlink(missing_ok=True)
     _put(directory / "secondary", tandem.secondary.save_pretrained)
-    _put(directory / "projections.safetensors", lambda path: save_file(_weights(tandem.projections), path))
+    _put(directory / PROJECTIONS, lambda path: save_file(_weights(tandem.projections), path))
     router = tandem.router
     if router is not None:
         _put(directory / "router.safetensors", lambda path: save_file(_weights(router), path))
@@ -58,19 +59,21 @@ def load_tandem(
     about = read_json(path) if path.exists() else {}
     if about.get("format") != FORMAT:
         raise ValueError(f"{directory} holds no tandem; give a directory that save_pretrained wrote")
-    if about["primary"] != _description(primary):
+    if about.get("primary") != _description(primary):
         raise ValueError(
-            f"the tandem in {directory} was trained with another primary, {about['primary']}; "
+            f"the tandem in {directory} was trained with another primary, {about.get('primary')}; "
             f"got {_description(primary)}"
         )
-    options = TandemConfig(**about["options"])
+    with reading(path):
+        options = TandemConfig(**about["options"])
+        router = None if about["router"] is None else Router(**about["router"]).to(primary.device)
     check_files(directory / "secondary")
-    secondary = load_whole(directory / "secondary", dtype="auto", local_files_only=True).to(primary.device)
-    router = None
-    if about["router"] is not None:
-        router = Router(**about["router"]).to(primary.device)
-        router.load_state_dict(read_tensors(directory / "router.safetensors"))
-    return options, secondary, read_tensors(directory / "projections.safetensors"), router
+    with reading(directory / "secondary"):
+        secondary = load_whole(directory / "secondary", dtype="auto", local_files_only=True)
+    if router is not None:
+        with reading(directory / "router.safetensors"):
+            router.load_state_dict(read_tensors(directory / "router.safetensors"))
+    return options, secondary.to(primary.device), read_tensors(directory / PROJECTIONS), router
 
 
 def drop_what_is_not_trained(tandem: Tandem) -> None:

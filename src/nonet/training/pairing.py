@@ -20,12 +20,13 @@ from nonet.files import to_json
 from nonet.hf.card import card, code_of_tandem
 from nonet.hf.positions import check_room, room
 from nonet.hf.pretrained import load_pretrained
+from nonet.screen import console
 from nonet.shapes import check_choice, check_positive
 from nonet.tandem import Tandem, TandemConfig, frequent_tokens, secondary_from, stream_weights
 from nonet.tandem.shortlist import Shortlist
 from nonet.training.fingerprint import of_model, of_tokenizer
 from nonet.training.fit import DONE, STOPPED, Fit
-from nonet.training.progress import busy, console
+from nonet.training.progress import busy
 from nonet.training.speed import PROMPT, Speed, Way, make_prompts, speeds, write_alone
 
 # What the secondary of each pairing learns at by default, with AdamW; not searched.
@@ -118,7 +119,7 @@ def train_tandem(pairing: Pairing, out: Path, *, resume: bool, as_json: bool) ->
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    people = console()
+    people = console(stderr=True)
     steps, batch = pairing.steps, pairing.batch
     fit = Fit(out, asdict(pairing), steps, batch, pairing.rate, pairing.seed)
     first = fit.first_step(resume)

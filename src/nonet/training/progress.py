@@ -14,17 +14,12 @@ from transformers import TrainerCallback
 from nonet.training.checkpoint import Keeper
 
 
-def console() -> Console:
-    """Returns where people are told things: standard error, each line as it is."""
-    return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
-
-
 class Bar(TrainerCallback):
     """A bar of steps; where nobody watches, a line now and then."""
 
     def __init__(self, people: Console, steps: int, first: int) -> None:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("step {task.completed} of {task.total}"),
             TimeElapsedColumn(),

@@ -17,10 +17,10 @@ from nonet.hf.card import card, code_of_model
 from nonet.model import LEARNING_RATES, NonetConfig, NonetForCausalLM, preset
 from nonet.model.presets import SIZES
 from nonet.registry import part
+from nonet.screen import console
 from nonet.shapes import check_positive
 from nonet.training.fingerprint import of_tokenizer
 from nonet.training.fit import DONE, STOPPED, Fit
-from nonet.training.progress import console
 from nonet.training.quality import nats_by_place
 
 
@@ -88,7 +88,7 @@ def train_model(recipe: Recipe, out: Path, *, resume: bool, as_json: bool) -> in
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    people = console()
+    people = console(stderr=True)
     tokenizer = load_tokenizer(recipe.tokenizer)
     corpus = load_corpus(recipe.source)
     text = encode_corpus(corpus, "bytes" if recipe.tokenizer == "bytes" else tokenizer)

@@ -13,11 +13,12 @@ from transformers.utils import logging
 
 from nonet.files import to_json
 from nonet.hf.pretrained import load_pretrained
+from nonet.screen import console
 from nonet.training.finetune import WHOLE, Tuning, adapt, keep
 from nonet.training.fingerprint import of_model, of_tokenizer
 from nonet.training.fit import DONE, STOPPED, Fit
 from nonet.training.lessons import lesson
-from nonet.training.progress import busy, console
+from nonet.training.progress import busy
 
 
 def finetune_model(tuning: Tuning, out: Path, *, resume: bool, as_json: bool) -> int:
@@ -36,7 +37,7 @@ def finetune_model(tuning: Tuning, out: Path, *, resume: bool, as_json: bool) ->
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    people = console()
+    people = console(stderr=True)
     fit = Fit(out, asdict(tuning), tuning.steps, tuning.batch, tuning.rate, tuning.seed)
     first = fit.first_step(resume)
     set_seed(tuning.seed)
