@@ -10,7 +10,7 @@ import pytest
 from rows_factory import fail, make_plan, make_rows, write
 
 from nonet.compare import store
-from nonet.compare.store import append_row, as_json, finished, read_plan, read_rows, write_atomically
+from nonet.compare.store import append_row, as_json, finished, read_plan, read_rows
 
 
 def _row(number):

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import nonet
-from nonet.compare.store import write_atomically
 from nonet.extras import pip_install
 from nonet.registry import methods
+from nonet.writing import write_whole
 
 
 def chapter(method: str) -> Path:
@@ -50,7 +50,7 @@ def write_notebooks(folder: Path) -> dict[str, Path]:
     for name, place in places.items():
         if not place.exists():
             notebook = jupytext.read(chapter(name), fmt="py:percent")
-            write_atomically(place, jupytext.writes(notebook, fmt="ipynb"))
+            write_whole(place, jupytext.writes(notebook, fmt="ipynb"))
     return places
 
 

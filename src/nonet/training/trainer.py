@@ -145,10 +145,15 @@ def decay_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
 
 
 class Stopwatch(TrainerCallback):
-    """Adds up the seconds of training steps alone, and calls back at chosen steps."""
+    """Adds up the seconds of training steps alone, and calls back at chosen steps.
 
-    def __init__(self, steps: int, times: int, evaluate: Callable[[int, float], None]) -> None:
-        self.seconds = 0.0
+    ``spent`` are the seconds of an earlier run.
+    """
+
+    def __init__(
+        self, steps: int, times: int, evaluate: Callable[[int, float], None], spent: float = 0.0
+    ) -> None:
+        self.seconds = spent
         self._at = {round(steps * (i + 1) / times) for i in range(times)}
         self._evaluate = evaluate
         self._began = 0.0
