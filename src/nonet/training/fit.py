@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,15 +120,11 @@ class Fit:
             people.print,
         )
         rest = Subset(items, range(first * self.batch, len(items)))  # type: ignore[arg-type]
-        with (
-            Bar(people, self.steps, first) as bar,
-            interruptible(keeper),
-            tempfile.TemporaryDirectory() as scratch,
-        ):
+        with Bar(people, self.steps, first) as bar, interruptible(keeper):
             trainer = make_trainer(
                 model,
                 rest,
-                directory=Path(scratch),
+                directory=self.out,
                 learning_rate=self.learning_rate,
                 batch=self.batch,
                 steps=self.steps,

@@ -20,6 +20,15 @@ class InOrder(Trainer):
     """A Trainer that takes the data in the order of its dataset, and stops at a loss that is not finite."""
 
     first_step = 0  # steps that an earlier run has done
+    use_cache: bool | None = None  # the model's own setting
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains without a cache, which Trainer switches off for good, and gives the model its setting back."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.use_cache is not None:
+                self.model.config.use_cache = self.use_cache
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
@@ -74,7 +83,7 @@ def make_trainer(
     Args:
         model: what is trained.
         train: items with ``input_ids`` and ``labels``.
-        directory: Trainer's own; it writes nothing there.
+        directory: which Trainer makes, and writes nothing to.
         learning_rate: the peak.
         batch: sequences a step, on every device.
         steps: optimiser steps of the whole training.
@@ -104,6 +113,7 @@ def make_trainer(
     factor = warmup_cosine(steps)
     optimizer = torch.optim.AdamW(decay_groups(model, 0.1), lr=learning_rate, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(first_step + step))
+    use_cache = getattr(getattr(model, "config", None), "use_cache", None)
     trainer = InOrder(
         model=model,
         args=settings,
@@ -112,7 +122,7 @@ def make_trainer(
         optimizers=(optimizer, schedule),
         callbacks=[Finite(first_step), *callbacks],
     )
-    trainer.first_step = first_step
+    trainer.first_step, trainer.use_cache = first_step, use_cache
     trainer.remove_callback(PrinterCallback)  # it prints dictionaries
     return trainer
 
