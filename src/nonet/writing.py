@@ -21,6 +21,7 @@ except ImportError:  # Windows
 
 _PREFIX = ".nonet-writing-"
 _ABANDONED = 86400.0  # seconds after which a folder belongs to nobody, where the system has no locks
+_ADVICE = "choose another folder"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Write = Callable[[Path], object]  # writes what lies at the path that it is given
@@ -36,7 +37,7 @@ def write_whole(path: Path, write: Write | str) -> None:
     Raises:
         OSError: the file cannot be written; the message names it and its folder.
     """
-    with _writing(path.parent, path.name) as scratch:
+    with _named(f"{path.name} in {path.parent}", path.parent), _scratch(path.parent) as scratch:
         fresh = scratch / path.name
         if isinstance(write, str):
             fresh.write_text(write, encoding="utf-8", newline="\n")
@@ -46,7 +47,9 @@ def write_whole(path: Path, write: Write | str) -> None:
         fresh.replace(path)
 
 
-def write_folder(folder: Path, write: Write, last: str, *, shared: bool = False) -> None:
+def write_folder(
+    folder: Path, write: Write, last: str, *, shared: bool = False, advice: str = _ADVICE
+) -> None:
     """Puts new files into a folder, after all of them are written.
 
     A process that ends before leaves the old files, the new ones, or a folder without ``last``: never a
@@ -57,13 +60,14 @@ def write_folder(folder: Path, write: Write, last: str, *, shared: bool = False)
         write: fills the folder that it is given.
         last: the file that says that the others are whole. It is removed first and put in last.
         shared: other processes read the folder, or write the same files: then ``last`` is not removed.
+        advice: what to do where it cannot be written.
 
     Raises:
         OSError: a file cannot be written; the message names the folder.
     """
-    with _named(folder):
+    with _named(folder, _nearest(folder), advice):
         folder.mkdir(parents=True, exist_ok=True)
-    with _writing(folder) as scratch:
+    with _named(folder, folder, advice), _scratch(folder) as scratch:
         write(scratch)
         files = sorted(scratch.iterdir(), key=lambda file: file.name == last)
         for file in scratch.rglob("*"):
@@ -86,7 +90,7 @@ def check_writable(folder: Path, need: int = 0) -> None:
     above = _nearest(folder)
     if not above.is_dir():
         raise NotADirectoryError(f"{folder}: {above} is a file; name a folder")
-    with _named(folder):
+    with _named(folder, above):
         with _scratch(above) as scratch:
             trial = scratch / folder.absolute().relative_to(above)
             trial.mkdir(parents=True, exist_ok=True)
@@ -114,25 +118,18 @@ def remove_abandoned(folder: Path) -> None:
             os.close(lock)
 
 
-def cannot_write(what: str | Path, error: OSError) -> OSError:
-    """Returns an error of the same number that says what cannot be written and what to do."""
+def cannot_write(what: str | Path, error: OSError, advice: str = _ADVICE) -> OSError:
+    """Returns an error of the same number that says what cannot be written, why, and what to do."""
     reason = error.strerror or str(error)
-    advice = "free some space there, or " if error.errno in _FULL else ""
-    said = type(error)(f"cannot write {what}: {reason}; {advice}choose another folder")
+    room = "free some space there, or " if error.errno in _FULL else ""
+    said = type(error)(f"cannot write {what}: {reason}; {room}{advice}")
     said.errno = error.errno
     return said
 
 
 @contextlib.contextmanager
-def _writing(folder: Path, name: str | None = None) -> Iterator[Path]:
-    """A scratch folder inside a folder, on the same disk; errors of writing say where."""
-    with _named(folder, name), _scratch(folder) as scratch:
-        yield scratch
-
-
-@contextlib.contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """An empty folder that nobody else can foresee or open, locked as long as this process lives."""
+    """An empty folder in a folder, so on its disk, that nobody can foresee; this process keeps it locked."""
     remove_abandoned(folder)
     while True:
         scratch = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))
@@ -144,21 +141,19 @@ def _scratch(folder: Path) -> Iterator[Path]:
             break
         if lock is not None:
             os.close(lock)
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
         if lock is not None:
-            os.close(lock)
+            stack.callback(os.close, lock)
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        yield scratch
 
 
 @contextlib.contextmanager
-def _named(folder: Path, name: str | None = None) -> Iterator[None]:
-    """Makes one sentence of an error of writing: what, where, why, and what to do."""
+def _named(what: str | Path, folder: Path, advice: str = _ADVICE) -> Iterator[None]:
+    """Makes one sentence of an error of writing into a folder: what, why, and what to do."""
     if folder.name.startswith(_PREFIX):  # whoever writes the folder above says it
         yield
         return
-    what = str(folder) if name is None else f"{name} in {folder}"
     try:
         yield
     except SafetensorError as error:
@@ -166,12 +161,12 @@ def _named(folder: Path, name: str | None = None) -> Iterator[None]:
         if number is None:
             raise
         code = int(number[1])
-        raise cannot_write(what, OSError(code, os.strerror(code))) from error
+        raise cannot_write(what, OSError(code, os.strerror(code)), advice) from error
     except OSError as error:
         inside = error.filename is None or _within(error.filename, folder)
-        if error.errno is None or error.strerror is None or not inside:  # it is said, or of something else
+        if error.strerror is None or not inside:  # it is one sentence already, or of something else
             raise
-        raise cannot_write(what, error) from error
+        raise cannot_write(what, error, advice) from error
 
 
 def _within(name: str | bytes, folder: Path) -> bool:

@@ -15,6 +15,9 @@ import traceback
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a device does not survive a fork
+
+import deaths
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -28,14 +31,15 @@ from nonet.training.finetune import Tuning
 from nonet.training.pairing import Pairing, train_tandem
 from nonet.training.teaching import finetune_model
 
-STEPS = 4
+torch.set_num_threads(1)  # nor do threads
+
+STEPS = 3
 OUT = Path("disk", "out")  # relative to the folder of a run, as is all that it uses
 SIZES = {"steps": STEPS, "window": 16, "batch": 1, "learning_rate": 1e-2, "seed": 3}
 KINDS = ("train", "full", "lora", "tandem", "compare")
-NEVER = -1
 
 
-class Wrong(Exception):
+class Wrong(Exception):  # noqa: N818  (an attempt is)
     """A run lost something, left something behind, or did not say what happened."""
 
 
@@ -118,38 +122,43 @@ def command(kind):
         raise
 
 
-def run(kind, place, around=lambda shared: None, after_step=lambda step: None):
+def run(kind, place, *, death=deaths.NEVER, half=False, after_step=lambda step: None):
     """Runs a command in a child.
 
     Args:
         kind: one of KINDS.
         place: the folder of the run.
-        around: is called in the child before anything is done.
-        after_step: is called in the child after every step, or row, before anything is written of it.
+        death: the operation on a file at which the child ends.
+        half: whether it then writes half of what it was to.
+        after_step: is called in the child first with 0, and after every step, or row, before any of it is
+            written.
     """
     shared = Shared()
     sys.stdout.flush()
     sys.stderr.flush()
+    hearing, speaking = os.pipe()
     child = os.fork()
     if child == 0:
-        _child(kind, place, shared, around, after_step)
+        os.dup2(speaking, 1)
+        os.dup2(speaking, 2)
+        _child(kind, place, shared, death, half, after_step)
+    os.close(speaking)
+    with os.fdopen(hearing, encoding="utf-8", errors="replace") as pipe:
+        said = pipe.read()
     _, status = os.waitpid(child, 0)
-    said = (place / "said").read_text(errors="replace") if (place / "said").exists() else ""
     return Ended(os.waitstatus_to_exitcode(status), said, shared[POINTS], shared[DONE])
 
 
-def _child(kind, place, shared, around, after_step):
+def _child(kind, place, shared, death, half, after_step):
     status = 70
     try:
         os.chdir(place)
         os.environ.update(NONET_CACHE="disk/cache", TMPDIR=str(place / "tmp"))
         tempfile.tempdir = None
-        said = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
         fit.SECONDS_BETWEEN_CHECKPOINTS = 0.0
         _watch_steps(shared, after_step)
-        around(shared)
+        after_step(0)
+        deaths.watch(lambda number: shared.__setitem__(POINTS, number), death, half)
         status = command(kind)
     except OSError as error:  # as the program makes one line of it
         sys.stderr.write(f"nonet: {error}\n")
@@ -234,10 +243,8 @@ def made(place):
     """Returns the files and folders that a run made; of a model card, which holds seconds, only the name."""
     found = {}
     for path in sorted(place.rglob("*")):
-        name = str(path.relative_to(place))
-        if name != "said":
-            read = path.is_file() and path.name != "README.md"
-            found[name] = path.read_bytes() if read else None
+        read = path.is_file() and path.name != "README.md"
+        found[str(path.relative_to(place))] = path.read_bytes() if read else None
     return found
 
 
@@ -248,9 +255,13 @@ def hold_finished(kind, place, ended, what):
     if ended.status:
         raise Wrong(f"{what}: then it ended with {ended.status}: {ended.said}")
     if found != expected:
-        names = {name for name in found.keys() | expected.keys() if found.get(name, 0) != expected.get(name, 0)}
+        names = {
+            name for name in found.keys() | expected.keys() if found.get(name, 0) != expected.get(name, 0)
+        }
         extra, lost = found.keys() - expected.keys(), expected.keys() - found.keys()
-        raise Wrong(f"{what}: left over {sorted(extra)}, lost {sorted(lost)}, other {sorted(names)}: {ended.said}")
+        raise Wrong(
+            f"{what}: left over {sorted(extra)}, lost {sorted(lost)}, other {sorted(names)}: {ended.said}"
+        )
 
 
 @functools.cache
@@ -265,4 +276,6 @@ def _plan():
     [cell, *_] = cells(choose(("linear",), None), work, (0,))
     every = tuple(replace(cell, seed=seed) for seed in range(STEPS))
     corpus = {"name": "text", "source": "text.txt"}
-    return Plan("nonet compare", "now", corpus, ("linear",), (0,), work, every, {}, {"seconds": 1.0, "bytes": 1.0})
+    return Plan(
+        "nonet compare", "now", corpus, ("linear",), (0,), work, every, {}, {"seconds": 1.0, "bytes": 1.0}
+    )

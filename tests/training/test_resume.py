@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
@@ -101,12 +102,7 @@ RUNS = {
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name != "tandem"])  # which has no dropout
 def test_a_resumed_training_is_the_one_that_was_never_stopped(name, place):
-    assert sorted(f.name for f in (place / name / "checkpoint").iterdir()) == [
-        "about.json",
-        "model.safetensors",
-        "optimizer.safetensors",
-        "random.safetensors",
-    ]
+    assert [f.name for f in (place / name).iterdir()] == ["checkpoint.safetensors"]
     torch.manual_seed(99)  # what another process begins with
     assert RUNS[name](place / name, resume=True) == 0
     assert RUNS[name](place / "whole") == 0
@@ -166,13 +162,29 @@ def test_a_training_goes_on_only_with_what_it_rests_on(name, change, what, place
 
 
 def test_a_damaged_checkpoint_is_named(place):
-    file = place / "full" / "checkpoint" / "optimizer.safetensors"
-    file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"optimizer\.safetensors is no whole safetensors file"):
-        RUNS["full"](place / "full", resume=True)
-    (place / "full" / "checkpoint" / "about.json").write_text('{"step": 2')
-    with pytest.raises(ValueError, match=r"about\.json is no JSON"):
-        RUNS["full"](place / "full", resume=True)
+    file = place / "full" / "checkpoint.safetensors"
+    whole, kept = file.read_bytes(), load_file(file)
+    for damaged in (whole[:-1], whole[:4], b"", b"something else" * 100):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"checkpoint\.safetensors is cut short or damaged"):
+            RUNS["full"](place / "full", resume=True)
+    for about in (None, {"about": "{"}, {"about": "[]"}, {"about": '{"step": 2}'}):
+        save_file(kept, file, about)
+        with pytest.raises(ValueError, match=r"checkpoint\.safetensors is no checkpoint of nonet"):
+            RUNS["full"](place / "full", resume=True)
+
+
+def test_a_checkpoint_of_other_weights_is_refused(place):
+    file = place / "lora" / "checkpoint.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        about, kept = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    name = next(name for name in kept if name.startswith("model."))
+    for changed in ({name: kept[name][:1]}, {f"{name}.other": kept[name].clone()}):
+        save_file({**kept, **changed}, file, about)
+        with pytest.raises(
+            ValueError, match=r"checkpoint\.safetensors holds other parameters than are trained"
+        ):
+            RUNS["lora"](place / "lora", resume=True)
 
 
 def test_states_of_all_generators_come_back():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 FORMAT = 1  # raise when the files below change their meaning; older ones are then left alone
 
 _SUMMARY = "summary.json"
+CACHE_ADVICE = "set NONET_CACHE to another folder"
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,18 +117,7 @@ def encode_corpus(
     remove_abandoned(folder)
     kept = _read(folder, identity)
     if kept is None:
-        try:
-            _write(folder, corpus, code, identity)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise OSError(f"{error}; the folder is NONET_CACHE, or else the user's cache") from error
-            most = _dtype(code).itemsize * sum(len(d) + 1 for s in SPLITS for d in corpus.documents[s])
-            full = OSError(
-                f"the disk is full: {folder} needs up to {most:,} bytes; free some, "
-                "or set NONET_CACHE to a folder on another disk",
-            )
-            full.errno = error.errno
-            raise full from error
+        _write(folder, corpus, code, identity)
         kept = _read(folder, identity)
     if kept is None:
         raise RuntimeError(f"the token files in {folder} were damaged as they were written; try again")
@@ -189,7 +178,9 @@ def _write(folder: Path, corpus: Corpus, code: Coder, identity: dict[str, Any]) 
         summary = {"identity": identity, "dtype": _dtype(code).str, "tokens": tokens, "bytes": sizes}
         (fresh / _SUMMARY).write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
 
-    write_folder(folder, write, _SUMMARY, shared=True)
+    most = _dtype(code).itemsize * sum(len(d) + 1 for s in SPLITS for d in corpus.documents[s])
+    advice = f"{CACHE_ADVICE} (tokens of this text need up to {most:,} bytes)"
+    write_folder(folder, write, _SUMMARY, shared=True, advice=advice)
 
 
 def _write_tokens(file: BinaryIO, documents: Iterable[bytes], code: Coder) -> tuple[int, int]:

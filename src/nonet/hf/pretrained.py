@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 import nonet.model  # noqa: F401  (makes the architecture known to the Auto classes)
-from nonet.data.tokens import cache_folder
+from nonet.data.tokens import CACHE_ADVICE, cache_folder
 from nonet.extras import pip_install
 from nonet.files import read_json
 from nonet.hub import directory, from_hub
@@ -109,5 +109,5 @@ def _smollm2() -> Path:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
 
-    write_folder(place, write, "config.json", shared=True)
+    write_folder(place, write, "config.json", shared=True, advice=CACHE_ADVICE)
     return place

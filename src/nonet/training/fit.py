@@ -169,7 +169,7 @@ class Fit:
         remove_checkpoint(self.out)
 
     def _check_room(self, model: PreTrainedModel, people: Console) -> None:
-        """Raises OSError where the disk has no room for the result, and says where checkpoints may not fit."""
+        """Raises OSError where the result has no room on the disk; tells where checkpoints may have none."""
         result = sum(p.nbytes for p in model.parameters() if p.requires_grad)
         check_writable(self.out, result)
         try:

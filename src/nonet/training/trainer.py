@@ -23,7 +23,7 @@ class InOrder(Trainer):
     use_cache: bool | None = None  # the model's own setting
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trains without a cache, which Trainer switches off for good, and gives the model its setting back."""
+        """Trains, and gives the model its setting of ``use_cache`` back, which Trainer switches off."""
         try:
             return super().train(*args, **kwargs)
         finally:
