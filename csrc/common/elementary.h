@@ -72,8 +72,13 @@ INLINE V exp_near(V x) {
     return (V)((I)exp2_fraction(fraction(x, shifted - MAGIC)) + ((I)shifted << 23));
 }
 
-INLINE V sigmoid(V x) { return 1.0f / (1.0f + exp_near(capped(floored(-x, -FARTHEST), FARTHEST))); }
+// Exactly zero far below, so that a large negative number times it is nothing.
+INLINE V sigmoid(V x) {
+    V open = 1.0f / (1.0f + exp_near(capped(floored(-x, -FARTHEST), FARTHEST)));
+    return x < -FARTHEST ? V{} : open;
+}
 
+// No number at minus infinity, as in torch.
 INLINE V silu(V x) { return x * sigmoid(x); }
 
 // log(1 + e) for e in [0, 1]; relative error 3e-8 before rounding.

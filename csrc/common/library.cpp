@@ -47,9 +47,30 @@ const int registered = pthread_atfork(nullptr, nullptr, after_fork);
 
 const Table& kernels() { return *tables[chosen]; }
 
+// Whether sizes are such that a kernel stays inside of its tensors. Python checks them too, by the name of the
+// argument; this costs nothing, and whoever calls from elsewhere gets a code and no crash.
+bool stored(int64_t dtype) { return dtype == NONET_FLOAT32 || dtype == NONET_BFLOAT16; }
+
+template <class Args>
+bool shared(const Args& s) {  // rows and channels, cut into tasks
+    return stored(s.dtype) && s.rows >= 0 && s.channels >= 0 && s.length >= 0 && s.parts >= (s.channels > 0);
+}
+
+bool sound(const NonetScan& s) { return shared(s) && s.states >= 0 && (s.rows == 0 || s.fronts); }
+bool sound(const NonetConv& s) { return shared(s) && s.width >= 1; }
+bool sound(const NonetHgrn& s) { return shared(s); }
+bool sound(const NonetStep& s) {
+    return stored(s.dtype) && s.rows >= 0 && s.width >= 0 && s.channels >= 0 && s.states >= 0 && s.rank >= 0 &&
+           s.taps >= 1 && s.memory >= s.taps - 1 && (s.rows == 0 || s.work);
+}
+bool sound(const NonetLinear& s) {
+    return stored(s.dtype) && stored(s.weight_dtype) && s.inputs >= 0 && s.outputs >= 0 && s.rows >= 0;
+}
+
 template <class Args>
 int run(int (*kernel)(const Args*), const Args* args) {
-    return args->size == sizeof(Args) ? kernel(args) : NONET_BAD_STRUCT;
+    if (args->size != sizeof(Args)) return NONET_BAD_STRUCT;
+    return sound(*args) ? kernel(args) : NONET_BAD_ARGUMENT;
 }
 
 }  // namespace

@@ -72,7 +72,8 @@ def select(
     able = [name for name, refusal in refusals.items() if refusal is None]
     if impl == "auto":
         if not able:
-            raise UnsupportedError(f"{op.name}: {'; '.join(str(r) for r in refusals.values())}")
+            why = "; ".join(str(refusal) for refusal in refusals.values())
+            raise UnsupportedError(f"impl='auto' finds none that serves this call of {op.name}: {why}")
         passed = [r for name, r in refusals.items() if r and name != able[0]]
         before = list(refusals).index(able[0])
         why = "; ".join(passed[:before]) or "preferred, and able"
@@ -104,6 +105,8 @@ def absent(op: Op, device: str) -> dict[str, str]:
 
 def implementation(op: Op, impl: str, tensor: Tensor, options: Iterable[str] = ()) -> Callable[..., Any]:
     """Returns the function that serves a call of ``op`` on tensors like ``tensor``."""
+    if not isinstance(impl, str):
+        raise TypeError(f"impl must be the name of an implementation, or 'auto'; got {impl!r}")
     dtype = str(tensor.dtype).removeprefix("torch.")
     target = _target(op.api, tensor.device.type, dtype, tuple(options), impl)
     return getattr(_Loaded, target)

@@ -14,6 +14,7 @@ from nonet.bench import adapters, models, ops, peers
 from nonet.bench.run import measure
 from nonet.bench.workloads import Workload
 from nonet.testing import assert_within_budget
+from nonet.testing.rounding import Wide
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*run on torch")  # where the C library was not built
 
@@ -132,7 +133,7 @@ def test_without_mambapy_its_peer_does_not_quietly_become_the_loop(monkeypatch):
 def test_the_oracle_of_a_model_is_float64_all_the_way():
     model, ids = models._model(MODELS[0].sizes).double(), models._tokens(MODELS[0].sizes)
     narrow = model(input_ids=ids).logits
-    with models._Wide():
+    with Wide():
         wide = model(input_ids=ids).logits
     assert (narrow.dtype, wide.dtype) == (torch.float32, torch.float64)
     assert not torch.equal(wide.float(), narrow)

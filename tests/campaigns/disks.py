@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 
 from safetensors import safe_open
-from sandbox import KINDS, OUT, STEPS, Wrong, fresh, hold_finished, kept, run, undisturbed
+from sandbox import KINDS, OUT, STEPS, WrongError, fresh, hold_finished, kept, run, undisturbed
 
 COUNT, LIMIT = 100, 120
 _SIZE = 64 << 20  # bytes of a disk in memory
@@ -24,7 +24,7 @@ _WHOLE = {"checkpoint.safetensors", "plan.json", "rows.jsonl", "report.html"}  #
 
 
 def attempt(seed, number):
-    """Fills a disk, makes room, and returns how the first run ended; raises Wrong where one is wrong."""
+    """Fills a disk, makes room, and returns how the first run ended; raises WrongError where one is wrong."""
     random = Random(f"{seed} {number}")
     kind = KINDS[number % len(KINDS)]
     first = random.randrange(STEPS + 1)  # 0 is before everything
@@ -68,21 +68,21 @@ def _judged(kind, place, ended, first, what):
         return "served"
     lines = [line for line in ended.said.splitlines() if line.startswith("nonet: ")]
     if ended.status != 1 or len(lines) != 1 or "Traceback" in ended.said or "disk/" not in lines[0]:
-        raise Wrong(f"{what}: ended with {ended.status}: {ended.said}")
+        raise WrongError(f"{what}: ended with {ended.status}: {ended.said}")
     out = place / OUT
     half = {str(p.relative_to(place)) for p in (place / "disk").rglob(".*")}
     half |= {p.name for p in out.iterdir() if p.name not in _WHOLE} if out.exists() else set()
     if half:
-        raise Wrong(f"{what}: it left {sorted(half)}: {ended.said}")
+        raise WrongError(f"{what}: it left {sorted(half)}: {ended.said}")
     if kept(place, kind) < min(first, ended.done) - 1:
-        raise Wrong(f"{what}: only {kept(place, kind)} steps are kept: {ended.said}")
+        raise WrongError(f"{what}: only {kept(place, kind)} steps are kept: {ended.said}")
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists():
         with safe_open(checkpoint, framework="pt") as file:
             [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118  (it is no dictionary)
     rows = out / "rows.jsonl"
     if rows.exists() and rows.read_bytes()[-1:] not in (b"", b"\n"):
-        raise Wrong(f"{what}: it left half a row")
+        raise WrongError(f"{what}: it left half a row")
     hold_finished(kind, place, run(kind, place), f"{what}; {lines[0]}")
     return "refused"
 

@@ -8,13 +8,13 @@ import tempfile
 from random import Random
 
 import deaths
-from sandbox import KINDS, Wrong, fresh, hold_finished, kept, run, undisturbed
+from sandbox import KINDS, WrongError, fresh, hold_finished, kept, run, undisturbed
 
 COUNT, LIMIT = 200, 120
 
 
 def attempt(seed, number):
-    """Kills a run, finishes it, and returns ``"served"``; raises Wrong where something is lost or left."""
+    """Kills a run, finishes it, and returns ``"served"``; raises WrongError where something is lost or left."""
     random = Random(f"{seed} {number}")
     kind = KINDS[number % len(KINDS)]
     points = undisturbed(kind)[0].points
@@ -28,10 +28,10 @@ def attempt(seed, number):
         for death in places:
             ended = run(kind, place, death=death, half=half)
             if ended.status not in (0, deaths.STATUS):
-                raise Wrong(f"{what}: ended with {ended.status}: {ended.said}")
+                raise WrongError(f"{what}: ended with {ended.status}: {ended.said}")
             has = kept(place, kind)
             if has < max(had, ended.done - 1):
-                raise Wrong(f"{what}: {has} steps are kept of {ended.done}, after {had}: {ended.said}")
+                raise WrongError(f"{what}: {has} steps are kept of {ended.done}, after {had}: {ended.said}")
             had = has
         hold_finished(kind, place, run(kind, place), what)
     return "served"

@@ -39,7 +39,7 @@ SIZES = {"steps": STEPS, "window": 16, "batch": 1, "learning_rate": 1e-2, "seed"
 KINDS = ("train", "full", "lora", "tandem", "compare")
 
 
-class Wrong(Exception):  # noqa: N818  (an attempt is)
+class WrongError(Exception):
     """A run lost something, left something behind, or did not say what happened."""
 
 
@@ -235,7 +235,7 @@ def undisturbed(kind):
         place = fresh(folder)
         ended = run(kind, place)
         if ended.status:
-            raise Wrong(f"{kind}, undisturbed: {ended.said}")
+            raise WrongError(f"{kind}, undisturbed: {ended.said}")
         return ended, made(place)
 
 
@@ -249,17 +249,17 @@ def made(place):
 
 
 def hold_finished(kind, place, ended, what):
-    """Raises Wrong unless a run has ended as the undisturbed one, to the bit, with nothing beside."""
+    """Raises WrongError unless a run has ended as the undisturbed one, to the bit, with nothing beside."""
     _, expected = undisturbed(kind)
     found = made(place)
     if ended.status:
-        raise Wrong(f"{what}: then it ended with {ended.status}: {ended.said}")
+        raise WrongError(f"{what}: then it ended with {ended.status}: {ended.said}")
     if found != expected:
         names = {
             name for name in found.keys() | expected.keys() if found.get(name, 0) != expected.get(name, 0)
         }
         extra, lost = found.keys() - expected.keys(), expected.keys() - found.keys()
-        raise Wrong(
+        raise WrongError(
             f"{what}: left over {sorted(extra)}, lost {sorted(lost)}, other {sorted(names)}: {ended.said}"
         )
 

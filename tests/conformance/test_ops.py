@@ -1,6 +1,7 @@
 """Every implementation of every op of every method is held to every check."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -11,6 +12,7 @@ from nonet.testing.case import cases
 from nonet.testing.checks import CHECKS
 
 
+@cache  # one function an implementation: the checks know the oracle when they are to hold it
 def _keyword(api, impl):
     return lambda **arguments: api(**arguments, impl=impl)
 

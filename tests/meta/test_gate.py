@@ -29,13 +29,13 @@ PINS = dict(
 )
 
 
-def test_gate_runs_every_tool_and_ends_in_the_whole_suite():
+def test_gate_runs_every_tool_then_the_whole_suite_then_other_versions():
     [recipe] = re.findall(r"^test:.*\n((?:\t.*\n)+)", project.read(project.ROOT / "Makefile"), re.M)
     steps = [line.strip().removeprefix("$(BIN)/") for line in recipe.splitlines()]
     assert {"ruff check .", "ruff format --check .", "mypy", "lint-imports"} <= set(steps)
     assert any("--jaxtyping-packages='nonet,$(CHECKER)'" in step for step in steps)
     whole = "pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder"  # nothing is left out
-    assert steps[-1] == whole
+    assert steps[-2:] == [whole, "$(MAKE) --no-print-directory test-versions"]
 
 
 def test_gate_treats_warnings_as_errors(pytestconfig):

@@ -72,7 +72,7 @@ def test_readme_shows_every_command():
 
 
 def test_shown_targets_of_make_exist():
-    targets = set(re.findall(r"^(\w+):", project.read(project.ROOT / "Makefile"), re.M))
+    targets = set(re.findall(r"^([\w-]+):", project.read(project.ROOT / "Makefile"), re.M))
     asked = {
         (project.name(path), line.split()[1])
         for path, text in project.prose()

@@ -18,7 +18,6 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbed
 from transformers.pytorch_utils import Conv1D
 
 from nonet.lora import LoraConfig, add_lora
-from nonet.testing import assert_within_budget
 
 SIZES = {"vocab_size": 61, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"intermediate_size": 96, "initializer_range": 0.2, "pad_token_id": 0}
@@ -79,12 +78,7 @@ def logits(model, ids=None):
 
 
 def exact(model):
-    return logits(copy.deepcopy(model).double())
-
-
-def assert_as(found, plain, gold, name="logits"):
-    """The budget, where a result is reached through sums of larger terms, layer after layer."""
-    assert_within_budget(found, plain, gold, name, scale=4 * gold.abs().max().item())
+    return copy.deepcopy(model).double()
 
 
 def inside(model):

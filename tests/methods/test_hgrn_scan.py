@@ -63,7 +63,8 @@ def test_gates_of_bfloat16_come_close_to_one():
     i, f = torch.zeros(1, 1, 2000).bfloat16(), torch.full((1, 1, 2000), 8.0).bfloat16()
     _, last = hgrn_scan(i, f, torch.ones(1, 1), return_last_state=True, from_logits=True, impl="torch")
     gold = torch.sigmoid(torch.tensor([[8.0]]).double()) ** 2000
-    assert_within_budget(last, torch.sigmoid(torch.tensor([[8.0]])) ** 2000, gold, "what is left")
+    # The same gate 2000 times errs 2000 times as much.
+    assert_within_budget(last, gold, gold, "what is left", scale=2000 * gold.item())
 
 
 @both
@@ -99,14 +100,14 @@ def test_scan_operators_are_registered_right(length):
 # The compiler warns of itself: on import, and of how it calls autograd functions.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_scan_compiles_into_one_graph():
-    i, f = torch.randn(2, 6, 40, requires_grad=True), torch.rand(2, 6, 40)
+    i, f = torch.randn(2, 6, 40).double().requires_grad_(), torch.rand(2, 6, 40).double()
     compiled = torch.compile(fast_scan, fullgraph=True, backend="aot_eager")
     results = []
     for scan in (compiled, fast_scan):
         out, last = scan(i, f, initial_state=None, from_logits=True, lower_bound=None)
         results.append((out, last, *torch.autograd.grad(out.square().sum() + last.sum(), i)))
     for name, found, plain in zip(("out", "last", "gradient"), *results, strict=True):
-        assert_within_budget(found, plain, plain.double(), name)
+        assert_same(found, plain, name)
 
 
 # Sequences in one row
@@ -145,18 +146,18 @@ TAKEN, KEPT = ones(2, 3, 4), ones(2, 3, 4)
     [
         (lambda: hgrn_scan(ones(2, 3), KEPT), r"i must have the shape \(B, C, T\)"),
         (lambda: hgrn_scan(TAKEN, ones(2, 3, 5)), r"f must have the shape .*T=4.*3, 5\)"),
-        (lambda: hgrn_scan(TAKEN, KEPT, ones(3, 3)), "initial_state must have"),
-        (lambda: hgrn_scan(TAKEN, KEPT, ones(2, 3).long()), "initial_state must be of a floating"),
+        (lambda: hgrn_scan(TAKEN, KEPT, ones(3, 3)), "initial_state must hold 2 states"),
+        (lambda: hgrn_scan(TAKEN, KEPT, ones(2, 3).long()), "initial_state must be of float64, float32"),
         (lambda: hgrn_scan(TAKEN, KEPT.double()), "f must match i"),
-        (lambda: hgrn_scan(TAKEN.long(), KEPT), "i must be of a floating"),
-        (lambda: hgrn_scan(ones(2, 3, 0), ones(2, 3, 0)), "the length T of i must be above zero"),
+        (lambda: hgrn_scan(TAKEN.long(), KEPT), "i must be of float64, float32"),
+        (lambda: hgrn_scan(ones(2, 3, 0), ones(2, 3, 0)), "C and T above zero"),
         (lambda: hgrn_scan(TAKEN, KEPT, impl="cuda"), "impl='cuda' does not exist"),
         (lambda: hgrn_scan(TAKEN, KEPT, lower_bound=ones(3)), "lower_bound needs from_logits=True"),
         (lambda: hgrn_scan(TAKEN, KEPT, from_logits=True, lower_bound=ones(2)), "lower_bound must .*C=3"),
         (lambda: hgrn_scan(TAKEN, KEPT, cu_seqlens=torch.tensor([0, 4])), "into one row, B=1; got B=2"),
         (
             lambda: hgrn_scan(TAKEN[:1], KEPT[:1], cu_seqlens=torch.tensor([0, 3])),
-            "from 0 to T=4; got .0, 3.",
+            "end at T=4 and rise at every place; got .0, 3.",
         ),
     ],
 )

@@ -7,7 +7,6 @@ import pytest
 import torch
 from lora_models import (
     MODELS,
-    assert_as,
     every_model,
     every_option,
     exact,
@@ -28,7 +27,7 @@ from nonet.lora import (
     select_lora,
     unmerge_lora,
 )
-from nonet.testing import assert_within_budget
+from nonet.testing import assert_within_budget, assert_within_rounding
 
 # Merging.
 
@@ -37,10 +36,10 @@ from nonet.testing import assert_within_budget
 @every_option
 def test_merged_is_as_unmerged_and_back_to_the_bit(kind, options):
     model = train(add_lora(MODELS[kind](), LoraConfig(rank=3, **options)))
-    before, plain, gold = dict(model.named_parameters()), logits(model), exact(model)
+    before, plain, wide = dict(model.named_parameters()), logits(model), exact(model)
     assert merge_lora(model) is model
     assert model.nonet_lora.merged == "default"
-    assert_as(logits(model), plain, gold)
+    assert_within_rounding(logits(model), lambda: logits(wide), "logits")
     assert next(m for m in model.modules() if hasattr(m, "lora")).weight.requires_grad is False
     assert unmerge_lora(model) is model
     assert model.nonet_lora.merged is None
@@ -70,9 +69,9 @@ def test_a_merged_embedding_is_untied_until_unmerged(options):
     model = llama(tie_word_embeddings=True)
     config = LoraConfig(rank=3, targets=("embed_tokens", "q_proj"), **options)
     train(add_lora(model, config))
-    plain, gold, head = logits(model), exact(model), model.lm_head.weight
+    plain, wide, head = logits(model), exact(model), model.lm_head.weight
     merge_lora(model)
-    assert_as(logits(model), plain, gold)
+    assert_within_rounding(logits(model), lambda: logits(wide), "logits")
     assert model.lm_head.weight is head
     assert model.model.embed_tokens.weight is not head
     assert model.config.tie_word_embeddings is False

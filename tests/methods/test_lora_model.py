@@ -10,7 +10,6 @@ import torch
 from lora_models import (
     MODELS,
     SIZES,
-    assert_as,
     every_model,
     every_option,
     exact,
@@ -36,6 +35,7 @@ from nonet.lora import (
     to_peft,
     unmerge_lora,
 )
+from nonet.testing import assert_within_rounding
 
 # Adding.
 
@@ -77,8 +77,9 @@ def test_paths_and_keys_of_the_base_stay(kind, options):
 @every_option
 def test_a_fresh_adapter_changes_nothing(kind, options):
     model = MODELS[kind]()
-    bare, gold = logits(model), exact(model)
-    assert_as(logits(add_lora(model, LoraConfig(rank=2, **options))), bare, gold)
+    bare = exact(model)
+    add_lora(model, LoraConfig(rank=2, **options))
+    assert_within_rounding(logits(model), lambda: logits(bare), "logits")
 
 
 def test_options_and_seed_are_recorded():

@@ -1,7 +1,6 @@
-import copy
-
 import pytest
 import torch
+from common import assert_same
 from peft import LoraConfig, get_peft_model
 from pet_toys import PLACES, bert, byte_tokenizer, gpt2, llama, nonet, word_tokenizer
 from torch.nn import functional as F
@@ -9,7 +8,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from nonet.prompt import PET, Pattern, PrefixTuning, PromptTuning, Verbalizer, add_prompt
 from nonet.prompt.reference import label_scores, label_words_loss
-from nonet.testing import assert_within_budget
+from nonet.testing.rounding import Wide
 
 LENGTH = 40
 EXAMPLES = [
@@ -57,20 +56,20 @@ def causal_pet(kind=PET, words=SEVERAL, template="{text} It was {blank}", model=
     )
 
 
-@torch.no_grad()
-def oracle(pet, dtype, examples=EXAMPLES):
+def oracle(pet, examples=EXAMPLES):
     """Scores of the paper's definition, each text alone."""
-    model = copy.deepcopy(pet.model).to(dtype)
-    asked = (model, pet.tokenizer, pet.pattern, pet.verbalizer)
+    asked = (pet.model, pet.tokenizer, pet.pattern, pet.verbalizer)
     return torch.stack(
         [label_scores(*asked, x, causal=pet.causal, max_length=pet.max_length) for x in examples]
     )
 
 
+@torch.no_grad()
 def check_scores(pet):
-    assert_within_budget(
-        pet.scores(EXAMPLES, batch=4), oracle(pet, torch.float32), oracle(pet, torch.float64), "scores"
-    )
+    pet.model.double()
+    with Wide():
+        found, expected = pet.scores(EXAMPLES, batch=4), oracle(pet)
+    assert_same(found, expected, "scores")
 
 
 # Patterns.
@@ -310,11 +309,12 @@ def test_a_head_that_cannot_be_reached_gives_every_logit(monkeypatch):
 
 def test_a_model_in_pefts_wrapper_is_scored_as_it_is():
     pet = causal_pet()
+    pet.model.double()
     plain = pet.scores(EXAMPLES)
-    wrapped = get_peft_model(pet.model, LoraConfig(r=2, target_modules=["q_proj"]))
+    wrapped = get_peft_model(pet.model, LoraConfig(r=2, target_modules=["q_proj"])).double()
     again = PET(wrapped, pet.tokenizer, pet.pattern, pet.verbalizer, max_length=LENGTH)
     assert again.causal
-    assert_within_budget(again.scores(EXAMPLES), plain, oracle(pet, torch.float64), "scores")
+    assert_same(again.scores(EXAMPLES), plain)
     again.loss(EXAMPLES[:2], ["up", "down"]).backward()
     assert {name.split(".")[-3] for name, p in again.named_parameters() if p.grad is not None} <= {
         "lora_A",
@@ -348,10 +348,10 @@ def test_scores_leave_the_model_as_it_was():
 # The loss.
 
 
-def label_loss(pet, dtype, examples, labels):
+def label_loss(pet, examples, labels):
     losses = [
         label_words_loss(scores, pet.verbalizer.labels.index(label))
-        for scores, label in zip(oracle(pet, dtype, examples), labels, strict=True)
+        for scores, label in zip(oracle(pet, examples), labels, strict=True)
     ]
     return torch.stack(losses).mean()
 
@@ -366,11 +366,10 @@ class WholeVocabulary(PET):
 
 def check_loss(pet):
     labels = ["up", "down", "none", "up", "none", "none", "down"]
-    plain, gold = (label_loss(pet, dtype, EXAMPLES, labels) for dtype in (torch.float32, torch.float64))
-    actual = pet(EXAMPLES, labels)["loss"]
-    assert_within_budget(
-        actual.detach(), plain, gold, "loss", scale=oracle(pet, torch.float64).abs().max().item()
-    )
+    pet.model.double()
+    with Wide():
+        found, expected = pet(EXAMPLES, labels)["loss"], label_loss(pet, EXAMPLES, labels)
+    assert_same(found, expected, "loss")
 
 
 @pytest.mark.parametrize("make", [masked_pet, causal_pet])
@@ -402,11 +401,10 @@ def test_the_losses_are_mixed_by_alpha(make, alpha):
 def test_the_language_loss_of_a_causal_model_is_its_own_on_the_text_before_the_blank():
     pet = causal_pet()
     ids = torch.tensor([pet.pattern.encode(pet.tokenizer, EXAMPLES[4])[0]])
-    plain, gold = (
-        model(ids, labels=ids).loss.detach() for model in (pet.model, copy.deepcopy(pet.model).double())
-    )
-    actual = pet._language_loss([EXAMPLES[4]]).detach()
-    assert_within_budget(actual, plain, gold, "loss", scale=1.0)
+    pet.model.double()
+    with Wide():
+        actual, expected = pet._language_loss([EXAMPLES[4]]), pet.model(ids, labels=ids).loss
+    assert_same(actual, expected)
     both = pet._language_loss([EXAMPLES[4], EXAMPLES[1]])  # padded, and weighed by tokens
     assert not torch.equal(both, actual)
 

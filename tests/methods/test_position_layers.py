@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from common import normal
+from common import assert_same, normal
 
 from nonet.flash import FlashConfig, FlashMixer
 from nonet.position import (
@@ -26,7 +26,6 @@ from nonet.position import (
     sinusoidal,
 )
 from nonet.slots import Context, Dims
-from nonet.testing import assert_within_budget
 
 DIMS = Dims(hidden=32, heads=4, kv_heads=2, head_dim=8, layers=2, max_length=16)
 
@@ -149,7 +148,7 @@ def test_continuing_from_a_cache_equals_one_call(position, cut):
     whole, parts = attend(position, x), attend(position, x, cuts=(cut,))
     if position in CHANGING:  # tokens before the cut were read in a shorter context
         whole, parts = whole[:, cut:], parts[:, cut:]
-    assert_within_budget(parts, whole, whole, "parts", scale=whole.abs().max().item())
+    assert_same(parts, whole)
 
 
 @pytest.mark.parametrize("position", STEADY, ids=lambda p: type(p).__name__)
@@ -157,7 +156,7 @@ def test_padding_on_the_left_changes_nothing(position):
     x = normal(2, 9, 32, dtype=torch.float64)
     alone = attend(position, x[1:, 4:], pads=(0,))
     padded = attend(position, x, pads=(0, 4))[1:, 4:]
-    assert_within_budget(padded, alone, alone, "row", scale=alone.abs().max().item())
+    assert_same(padded, alone)
 
 
 def test_alibi_is_interpolated_only_when_asked():

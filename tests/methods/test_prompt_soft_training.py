@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments
 
 from nonet.prompt import add_prompt, remove_prompt
-from nonet.testing import assert_within_budget
+from nonet.testing import assert_within_rounding
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -194,7 +194,7 @@ def test_seed_decides_and_nothing_else(prompt):
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_mixed_precision(prompt):
-    """Under autocast gradients of a prompt are in float32, and err no more than the plain model's."""
+    """Under autocast gradients of a prompt are in float32, and err no more than bfloat16 explains."""
     bare, model = pair("llama", prompt, torch.float32)
     bare.requires_grad_(False)
     ids = tokens()
@@ -203,18 +203,17 @@ def test_mixed_precision(prompt):
         loss = cross_entropy(logits[:, :-1].flatten(0, 1).to(model.dtype), ids[:, 1:].flatten())
         return torch.autograd.grad(loss, list(model.soft_prompt.parameters()))
 
-    exact = copy.deepcopy(model).double()
-    gold = gradients(exact(ids).logits, exact)
     try:
         with torch.autocast("cpu", torch.bfloat16):
-            ours, plain = (
-                gradients(model(ids).logits, model),
-                gradients(oracle(bare, model, ids).logits, model),
-            )
+            found = gradients(model(ids).logits, model)
     except RuntimeError as error:
         if "primitive descriptor for the LSTM" not in str(error):
             raise
         pytest.skip("PyTorch has no LSTM in bfloat16 on this processor")
-    for one, other, right in zip(ours, plain, gold, strict=True):
-        assert one.dtype == torch.float32
-        assert_within_budget(one, other, right, "gradient")
+    assert {grad.dtype for grad in found} == {torch.float32}
+    bare, model = bare.double(), model.double()
+
+    def plain():
+        return gradients(oracle(bare, model, ids).logits, model)
+
+    assert_within_rounding(found, plain, "gradient", torch.bfloat16)

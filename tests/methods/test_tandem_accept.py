@@ -111,7 +111,7 @@ def test_formula_gives_the_papers_figures():
     assert expected_tokens(1.0, 4) == 5.0
     with pytest.raises(ValueError, match="acceptance must lie between"):
         expected_tokens(1.2, 4)
-    with pytest.raises(ValueError, match="block must be 0"):
+    with pytest.raises(ValueError, match="block must be a whole number from 0 up"):
         expected_tokens(0.2, -1)
 
 

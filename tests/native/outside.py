@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,27 @@ def compiled(source, target, *flags):
     return target
 
 
+def sanitized(folder):
+    """Builds the library so that it stops at the first fault; returns the environment of a process with it.
+
+    Skips where the compiler lacks a sanitizer.
+    """
+    runtimes = []
+    for name in ("libasan.so", "libubsan.so", "libstdc++.so.6"):
+        [path] = tool(COMPILER, f"-print-file-name={name}").split()
+        if not Path(path).is_absolute():
+            pytest.skip(f"the compiler has no {name}")
+        runtimes.append(path)
+    options = ("-DNONET_SANITIZE=ON", "-DNONET_WERROR=ON", f"-DCMAKE_CXX_COMPILER={COMPILER}")
+    tool("cmake", "-S", ROOT, "-B", folder, *options)
+    tool("cmake", "--build", folder, "-j2")
+    return {
+        "LD_PRELOAD": " ".join(runtimes),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "NONET_LIBRARY": str(folder / "libnonet.so"),
+    }
+
+
 def python(code, limit=250, **variables):
     """Runs code in a fresh interpreter, with variables set in its environment, or with None taken out."""
     environment = {k: v for k, v in {**os.environ, **variables}.items() if v is not None}
@@ -58,6 +80,7 @@ def kernel_cases():
                     yield (replace(case, gradients=()) if forward else case), op
 
 
+@cache
 def named(op, impl):
     """Returns an op that runs one implementation."""
     api = load(op.api)

@@ -54,29 +54,12 @@ library().call("causal_conv1d", CONV.pack(
 """
 
 
-def runtime(name):
-    """Returns the file of a sanitizer's runtime; skips where the compiler has none."""
-    [path] = outside.tool(outside.COMPILER, f"-print-file-name={name}").split()
-    if not Path(path).is_absolute():
-        pytest.skip(f"the compiler has no {name}")
-    return path
-
-
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory):
     """Runs code on a library that stops at the first fault."""
-    preload = " ".join(map(runtime, ("libasan.so", "libubsan.so", "libstdc++.so.6")))
-    folder = tmp_path_factory.mktemp("sanitized")
-    options = ("-DNONET_SANITIZE=ON", "-DNONET_WERROR=ON", f"-DCMAKE_CXX_COMPILER={outside.COMPILER}")
-    outside.tool("cmake", "-S", outside.ROOT, "-B", folder, *options)
-    outside.tool("cmake", "--build", folder, "-j2")
+    environment = outside.sanitized(tmp_path_factory.mktemp("sanitized"))
     return lambda code: outside.python(
-        code,
-        LD_PRELOAD=preload,
-        ASAN_OPTIONS="detect_leaks=0",
-        NONET_LIBRARY=str(folder / "libnonet.so"),
-        NONET_ISA=None,
-        PYTHONPATH=str(Path(__file__).parent),
+        code, **environment, NONET_ISA=None, PYTHONPATH=str(Path(__file__).parent)
     )
 
 

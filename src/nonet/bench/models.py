@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from nonet.bench.correct import Outcome, judge
 from nonet.bench.ops import Bound
@@ -21,6 +20,7 @@ from nonet.bench.workloads import Sizes, Workload
 from nonet.ecosystem import cache_argument, returned_cache
 from nonet.registry import method
 from nonet.select import Choice, absent, select
+from nonet.testing.rounding import Wide
 
 _PROMPT = 16  # tokens read before a token is timed
 
@@ -57,7 +57,7 @@ def check(workload: Workload, them: Sequence[Contender]) -> dict[str, Any]:
     sizes = {**workload.sizes, **workload.checked}
     outcome = _OUTCOMES[workload.what]
     base, ids = _model(sizes), _tokens(sizes)
-    with _Wide():
+    with Wide():
         gold = outcome(copy.deepcopy(base).double(), ids)
     plain = outcome(copy.deepcopy(base), ids)
     return {"on": sizes, **judge(them, lambda c: outcome(c.call(base), ids), plain, gold)}
@@ -100,16 +100,6 @@ def _with_mambapy(model: nn.Module) -> nn.Module:
         if hasattr(module, "use_mambapy"):
             module.use_mambapy = True  # type: ignore[assignment]
     return model
-
-
-class _Wide(TorchFunctionMode):
-    """Float64 all the way: where Transformers narrows to float32, it is not narrowed."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        wide = [torch.float64 if a is torch.float32 else a for a in args]
-        named = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
-        func = torch.Tensor.double if func is torch.Tensor.float else func
-        return func(*wide, **named)
 
 
 def _train_ready(model: Any, ids: Tensor) -> Call:

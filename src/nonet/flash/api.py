@@ -7,7 +7,36 @@ from torch import Tensor
 
 from nonet.flash import METHOD
 from nonet.select import implementation
-from nonet.shapes import check_floating, check_positive, check_shape, check_slopes, divides
+from nonet.shapes import (
+    Tensors,
+    check_ends,
+    check_flag,
+    check_heads,
+    check_number,
+    check_positive,
+    check_values,
+    check_whole,
+)
+
+_ATTENTION = Tensors(
+    "H D",
+    q="B H T D",
+    k="B G S D",
+    v="B G S D",
+    alibi_slopes="[B] H: float?",
+    key_lengths="B: whole?",
+    key_starts="B: whole?",
+    query_lengths="B: whole?",
+)
+_VARLEN = Tensors(
+    "H D ends",
+    q="P H D",
+    k="Q G D",
+    v="Q G D",
+    alibi_slopes="H: float?",
+    cu_seqlens_q="ends: whole",
+    cu_seqlens_k="ends: whole",
+)
 
 
 def flash_attention(
@@ -19,7 +48,7 @@ def flash_attention(
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
-    alibi_slopes: Tensor | None = None,
+    alibi_slopes: Float[Tensor, "*B H"] | None = None,
     key_lengths: Int[Tensor, " B"] | None = None,
     key_starts: Int[Tensor, " B"] | None = None,
     query_lengths: Int[Tensor, " B"] | None = None,
@@ -39,46 +68,46 @@ def flash_attention(
         window: keys at a distance below ``window`` are seen: when causal, that many, itself included.
         softcap: bounds scaled scores to ``softcap * tanh(score / softcap)``, before bias and mask.
         alibi_slopes: ``(H,)`` or ``(B, H)``; subtracts slope times distance from the capped scores.
-        key_lengths: keys that row b has; those behind are not seen, and queries align to its end.
+        key_lengths: keys that row b has, 0 to S; those after them are not seen, and queries align to its end.
         key_starts: the first key of row b that is seen, for padding on the left.
-        query_lengths: queries that row b has, T by default: the last of these stands at the last key, and
-            those behind it are padding. In a text padded on the right it is the same as ``key_lengths``.
+        query_lengths: queries that row b has, T by default: the last of these stands at the last key. Those
+            after it are padding and see no key. In a text padded on the right it equals ``key_lengths``.
         return_lse: also return the natural log-sum-exp of each row's scores.
         impl: ``"torch"``, ``"reference"`` or ``"auto"``.
 
     Returns:
         ``(B, H, T, D)`` in the dtype of q; with ``return_lse`` also ``(B, H, T)``. A row that sees
-        no key is zero, and its log-sum-exp is minus infinity.
+        no key is zero, and its log-sum-exp is minus infinity. Padding is never read: keys and values that no
+        query sees, and queries that see no key, may hold anything, NaN included. NaN in a value that some
+        query sees may reach every query of its row and head.
 
     Raises:
-        ValueError: a shape, dtype or option is wrong, or ``impl`` cannot serve the call.
+        TypeError: an argument is no tensor.
+        ValueError: a shape, dtype, device or option is wrong, or ``impl`` cannot serve the call.
 
     Complexity: ``4 B H T S D`` operations, half when causal. Source: Dao et al. 2022 (2205.14135),
     algorithm 1; Dao 2023 (2307.08691), section 3.1.
     """
-    sizes: dict[str, int] = {}
-    check_shape("q", q, "B H T D", sizes)
-    check_shape("k", k, "B G S D", sizes)
-    check_shape("v", v, "B G S D", sizes)
-    check_floating(q=q, k=k, v=v)
-    divides("key heads G", sizes["G"], "query heads H", sizes["H"])
-    check_positive(window=window, softcap=softcap)
-    check_slopes(alibi_slopes, sizes)
-    bounds = {"key_lengths": key_lengths, "key_starts": key_starts, "query_lengths": query_lengths}
-    for name, bound in bounds.items():
-        if bound is not None:
-            check_shape(name, bound, "B", sizes)
+    sizes = _ATTENTION.check(q, k, v, alibi_slopes, key_lengths, key_starts, query_lengths)
+    check_heads(sizes)
+    check_values(0, sizes["S"], key_lengths=key_lengths)
+    check_values(0, key_starts=key_starts)  # beyond the keys where all of a row's are still to come
+    check_values(0, sizes["T"], query_lengths=query_lengths)
+    scale = sizes["D"] ** -0.5 if scale is None else scale
+    _check_options(causal, scale, window, softcap, return_lse)
     run = implementation(METHOD.op("flash_attention"), impl, q, _used(softcap=softcap, return_lse=return_lse))
     return run(
         q,
         k,
         v,
         causal=causal,
-        scale=sizes["D"] ** -0.5 if scale is None else scale,
+        scale=scale,
         window=window,
         softcap=softcap,
         alibi_slopes=alibi_slopes,
-        **bounds,
+        key_lengths=key_lengths,
+        key_starts=key_starts,
+        query_lengths=query_lengths,
         return_lse=return_lse,
     )
 
@@ -94,7 +123,7 @@ def flash_attention_varlen(
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
-    alibi_slopes: Tensor | None = None,
+    alibi_slopes: Float[Tensor, " H"] | None = None,
     return_lse: bool = False,
     impl: str = "auto",
 ) -> Float[Tensor, "P H D"] | tuple[Float[Tensor, "P H D"], Float[Tensor, "P H"]]:
@@ -118,28 +147,18 @@ def flash_attention_varlen(
         ``(P, H, D)``, and ``(P, H)`` when asked.
 
     Raises:
-        ValueError: a shape, dtype or option is wrong, or ``impl`` cannot serve the call.
+        TypeError: an argument is no tensor.
+        ValueError: a shape, dtype, device or option is wrong, or ``impl`` cannot serve the call.
 
     Complexity: the sum over the sequences of :func:`flash_attention`'s. Source: the FlashAttention
     package's packed interface.
     """
-    sizes: dict[str, int] = {}
-    check_shape("q", q, "P H D", sizes)
-    check_shape("k", k, "Q G D", sizes)
-    check_shape("v", v, "Q G D", sizes)
-    check_floating(q=q, k=k, v=v)
-    divides("key heads G", sizes["G"], "query heads H", sizes["H"])
-    check_positive(window=window, softcap=softcap)
-    if alibi_slopes is not None:
-        check_shape("alibi_slopes", alibi_slopes, "H", sizes)
-    check_shape("cu_seqlens_q", cu_seqlens_q, "ends", sizes)
-    check_shape("cu_seqlens_k", cu_seqlens_k, "ends", sizes)
-    for name, ends, total in (
-        ("cu_seqlens_q", cu_seqlens_q, sizes["P"]),
-        ("cu_seqlens_k", cu_seqlens_k, sizes["Q"]),
-    ):
-        if int(ends[0]) != 0 or int(ends[-1]) != total or bool((ends.diff() < 0).any()):
-            raise ValueError(f"{name} must rise from 0 to {total}; got {ends.tolist()}")
+    sizes = _VARLEN.check(q, k, v, alibi_slopes, cu_seqlens_q, cu_seqlens_k)
+    check_heads(sizes)
+    check_ends("cu_seqlens_q", cu_seqlens_q, "P", sizes["P"], empty=True)
+    check_ends("cu_seqlens_k", cu_seqlens_k, "Q", sizes["Q"], empty=True)
+    scale = sizes["D"] ** -0.5 if scale is None else scale
+    _check_options(causal, scale, window, softcap, return_lse)
     run = implementation(
         METHOD.op("flash_attention_varlen"), impl, q, _used(softcap=softcap, return_lse=return_lse)
     )
@@ -150,12 +169,22 @@ def flash_attention_varlen(
         cu_seqlens_q,
         cu_seqlens_k,
         causal=causal,
-        scale=sizes["D"] ** -0.5 if scale is None else scale,
+        scale=scale,
         window=window,
         softcap=softcap,
         alibi_slopes=alibi_slopes,
         return_lse=return_lse,
     )
+
+
+def _check_options(
+    causal: bool, scale: float, window: int | None, softcap: float | None, return_lse: bool
+) -> None:
+    check_flag(causal=causal, return_lse=return_lse)
+    check_number(scale=scale)
+    if window is not None:
+        check_whole(window=window)
+    check_positive(softcap=softcap)
 
 
 def _used(**options: object) -> list[str]:

@@ -32,15 +32,18 @@ def flash_attention(
     ends = q.new_full((batch,), keys, dtype=torch.long) if key_lengths is None else key_lengths
     starts = torch.zeros_like(ends) if key_starts is None else key_starts
     counts = torch.full_like(ends, queries) if query_lengths is None else query_lengths
-    j = torch.arange(keys, device=q.device)
-    # Query i stands at place i + ends - counts among the keys: the mask's bottom right corner.
-    i = (torch.arange(queries, device=q.device) + (ends - counts)[:, None])[:, None, :, None]
-    seen = (j < ends[:, None, None, None]) & (j >= starts[:, None, None, None])
+    ends, starts, counts = (x[:, None, None, None] for x in (ends, starts, counts))
+    j, n = torch.arange(keys, device=q.device), torch.arange(queries, device=q.device)[:, None]
+    i = n + ends - counts  # the place of query n among the keys: the mask's bottom right corner
+    seen = (j < ends) & (j >= starts) & (n < counts)
     if causal:
         seen = seen & (j <= i)
     if window is not None:
         seen = seen & ((i - j).abs() < window)
 
+    # What nobody sees is not read: a weight of zero times NaN would be NaN.
+    q = q.masked_fill(~seen.any(-1, keepdim=True), 0.0)
+    k, v = (x.masked_fill(~seen.any(-2)[..., None], 0.0) for x in (k, v))
     group = heads // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     s = scale * (q @ k.mT)

@@ -14,7 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nonet.flash.traffic import Traffic
-from nonet.shapes import check_floating, check_positive, check_shape, divides
+from nonet.shapes import Tensors, check_flag, check_heads, check_number, check_positive, check_whole
+
+_TENSORS = Tensors("H D", q="B H T D", k="B G S D", v="B G S D", alibi_slopes="[B] H: float?")
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def tiled_attention(
     scale: float | None = None,
     block_q: int = 64,
     block_k: int = 64,
-    alibi_slopes: Tensor | None = None,
+    alibi_slopes: Float[Tensor, "*B H"] | None = None,
     window: int | None = None,
     softcap: float | None = None,
     return_lse: bool = False,
@@ -163,22 +165,24 @@ def tiled_attention(
         ``(B, H, T, D)`` in the dtype of q, and ``(B, H, T)`` when asked.
 
     Raises:
-        ValueError: a shape, dtype or option is wrong.
+        TypeError: an argument is no tensor, or ``traffic`` no :class:`Traffic`.
+        ValueError: a shape, dtype, device or option is wrong.
 
     Complexity: as :func:`nonet.flash.flash_attention`, with ``B H (T + S) D`` numbers of memory beside tiles;
     2.5 times as much in the backward pass.
     """
-    sizes: dict[str, int] = {}
-    check_shape("q", q, "B H T D", sizes)
-    check_shape("k", k, "B G S D", sizes)
-    check_shape("v", v, "B G S D", sizes)
-    check_floating(q=q, k=k, v=v)
-    group = divides("key heads G", sizes["G"], "query heads H", sizes["H"])
-    check_positive(block_q=block_q, block_k=block_k, window=window, softcap=softcap)
-    if alibi_slopes is not None:
-        check_shape("alibi_slopes", alibi_slopes, "H" if alibi_slopes.dim() == 1 else "B H", sizes)
-        alibi_slopes = alibi_slopes.view(-1, sizes["G"], group, 1, 1)
+    sizes = _TENSORS.check(q, k, v, alibi_slopes)
+    check_heads(sizes)
+    check_flag(causal=causal, return_lse=return_lse)
     scale = sizes["D"] ** -0.5 if scale is None else scale
+    check_number(scale=scale)
+    check_whole(block_q=block_q, block_k=block_k, window=1 if window is None else window)
+    check_positive(softcap=softcap)
+    if not isinstance(traffic, Traffic | None):
+        raise TypeError(f"traffic must be a Traffic or None; got {type(traffic).__name__}")
+    group = sizes["H"] // sizes["G"]
+    if alibi_slopes is not None:
+        alibi_slopes = alibi_slopes.view(-1, sizes["G"], group, 1, 1)
     tiles = Tiles(sizes["T"], sizes["S"], block_q, block_k, scale, causal, window, softcap, alibi_slopes)
     grouped = q.unflatten(1, (sizes["G"], group))
     out, lse = TiledAttention.apply(grouped, k[:, :, None], v[:, :, None], tiles, traffic or Traffic())

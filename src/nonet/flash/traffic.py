@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nonet.shapes import check_flag, check_whole
+
 
 @dataclass
 class Traffic:
@@ -65,6 +67,8 @@ def tiled_bytes(
 
     Source: Dao et al. 2022 (2205.14135), theorem 2, for the loops of Dao 2023 (2307.08691).
     """
+    check_whole(length=length, width=width, block_q=block_q, block_k=block_k, item=item)
+    check_flag(backward=backward)
     matrix, total, row = length * width * item, length * width * max(item, 4), length * max(item, 4)
     if not backward:
         return 2 * matrix + 2 * matrix * -(-length // block_q) + row
@@ -87,5 +91,7 @@ def standard_bytes(length: int, width: int, *, item: int = 4, backward: bool = F
 
     Source: Dao et al. 2022 (2205.14135), algorithms 0 and 3.
     """
+    check_whole(length=length, width=width, item=item)
+    check_flag(backward=backward)
     matrix, scores = length * width * item, length * length * item
     return 8 * matrix + 7 * scores if backward else 4 * matrix + 4 * scores

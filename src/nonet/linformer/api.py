@@ -9,7 +9,37 @@ from torch import Tensor
 from nonet.linformer import METHOD
 from nonet.linformer.rows import shift
 from nonet.select import implementation
-from nonet.shapes import check_floating, check_positive, check_shape, check_slopes, divides, lengths_to_mask
+from nonet.shapes import (
+    Tensors,
+    check_heads,
+    check_number,
+    check_values,
+    check_whole,
+    lengths_to_mask,
+    zeroed,
+)
+
+_WHOLE = Tensors(
+    "H D K",
+    q="B H T D",
+    k="B G S D",
+    v="B G S D",
+    e="[G] K L",
+    f="[G] K L",
+    key_lengths="B: whole?",
+    key_starts="B: whole?",
+)
+_BLOCKS = Tensors(
+    "H T D K",
+    q="B H T D",
+    k="B G S D",
+    v="B G S D",
+    slot_k="B G M K D",
+    slot_v="B G M K D",
+    past="B: whole?",
+    alibi_slopes="[B] H: float?",
+)
+_SUMMARY = Tensors(x="B G S D", e="[G] K c")
 
 
 def linformer_attention(
@@ -36,7 +66,7 @@ def linformer_attention(
             S columns.
         f: projects values, in the shape of ``e``.
         scale: factor on scores, ``D ** -0.5`` by default.
-        key_lengths: keys that row b has; those behind it are taken as zero, so they do not count.
+        key_lengths: keys that row b has, from 0 to S; those behind it are taken as zero, whatever they hold.
         key_starts: the first key of row b, for padding on the left; it meets the first column of ``e``.
         impl: ``"torch"``, ``"reference"`` or ``"auto"``.
 
@@ -44,23 +74,18 @@ def linformer_attention(
         ``(B, H, T, D)`` in the dtype of q.
 
     Raises:
-        ValueError: a shape, dtype or option is wrong, S is above L, or ``impl`` cannot serve the call.
+        TypeError: an argument is no tensor.
+        ValueError: a shape, dtype, device or option is wrong, S is above L, or ``impl`` cannot serve.
 
     Complexity: ``4 B D K (G S + H T)`` operations. Source: Wang et al. 2020 (2006.04768), equation 7.
     """
-    sizes: dict[str, int] = {}
-    check_shape("q", q, "B H T D", sizes)
-    check_shape("k", k, "B G S D", sizes)
-    check_shape("v", v, "B G S D", sizes)
-    check_shape("e", e, "K L" if e.dim() == 2 else "G K L", sizes)
-    check_shape("f", f, "K L" if f.dim() == 2 else "G K L", sizes)
-    check_floating(q=q, k=k, v=v, e=e, f=f)
-    divides("key heads G", sizes["G"], "query heads H", sizes["H"])
+    sizes = _WHOLE.check(q, k, v, e, f, key_lengths, key_starts)
+    check_heads(sizes)
     if sizes["S"] > sizes["L"]:
         raise ValueError(f"e projects at most L={sizes['L']} keys; got S={sizes['S']}")
-    for name, bound in (("key_lengths", key_lengths), ("key_starts", key_starts)):
-        if bound is not None:
-            check_shape(name, bound, "B", sizes)
+    check_values(0, sizes["S"], key_lengths=key_lengths, key_starts=key_starts)
+    scale = sizes["D"] ** -0.5 if scale is None else scale
+    check_number(scale=scale)
     run = implementation(METHOD.op("linformer_attention"), impl, q)
     return run(
         q,
@@ -68,7 +93,7 @@ def linformer_attention(
         _real(v, key_starts, key_lengths),
         e,
         f,
-        scale=sizes["D"] ** -0.5 if scale is None else scale,
+        scale=scale,
     )
 
 
@@ -100,7 +125,7 @@ def block_linformer_attention(
         k: keys ``(B, G, S, D)``, from the first place of the first query's block on, up to the last query.
         v: values ``(B, G, S, D)``.
         slot_k: keys of blocks ``(B, G, M, K, D)`` from the text's first block on, as :func:`summarise`
-            makes them; those of unfinished blocks are not seen.
+            makes them; a block that ends after the last query is not read, whatever it holds.
         slot_v: values of blocks, in the shape of ``slot_k``.
         block_size: tokens c of a block.
         past: tokens of row b before its first query; None when the text begins with it, and then S = T.
@@ -112,25 +137,19 @@ def block_linformer_attention(
         ``(B, H, T, D)`` in the dtype of q.
 
     Raises:
-        ValueError: a shape, dtype or option is wrong, or ``impl`` cannot serve the call.
+        TypeError: an argument is no tensor.
+        ValueError: a shape, dtype, device or option is wrong, keys or blocks are missing, or ``impl`` cannot
+            serve the call.
 
     Complexity: about ``4 B H T D (K T / 2c + c / 2)`` operations, for long texts ``K / c`` times those of
     exact causal attention. Source: none, it is our own; the README says why.
     """
-    sizes: dict[str, int] = {}
-    check_positive(block_size=block_size)
-    check_shape("q", q, "B H T D", sizes)
-    check_shape("k", k, "B G S D" if past is not None else "B G T D", sizes)
-    check_shape("v", v, "B G S D" if past is not None else "B G T D", sizes)
-    check_shape("slot_k", slot_k, "B G M K D", sizes)
-    check_shape("slot_v", slot_v, "B G M K D", sizes)
-    check_floating(q=q, k=k, v=v, slot_k=slot_k, slot_v=slot_v)
-    divides("key heads G", sizes["G"], "query heads H", sizes["H"])
-    if past is not None:
-        check_shape("past", past, "B", sizes)
-    elif sizes["M"] < (needed := (sizes["T"] - 1) // block_size):
-        raise ValueError(f"slot_k must hold {needed} blocks for {sizes['T']} queries; got {sizes['M']}")
-    check_slopes(alibi_slopes, sizes)
+    sizes = _BLOCKS.check(q, k, v, slot_k, slot_v, past, alibi_slopes)
+    check_heads(sizes)
+    check_whole(block_size=block_size)
+    scale = sizes["D"] ** -0.5 if scale is None else scale
+    check_number(scale=scale)
+    _check_past(past, block_size, sizes)
     run = implementation(METHOD.op("block_linformer_attention"), impl, q)
     return run(
         q,
@@ -140,7 +159,7 @@ def block_linformer_attention(
         slot_v,
         block_size=block_size,
         past=past,
-        scale=sizes["D"] ** -0.5 if scale is None else scale,
+        scale=scale,
         alibi_slopes=alibi_slopes,
     )
 
@@ -159,17 +178,35 @@ def summarise(
         ``(B, G, S // c, K, D)``; tokens behind the last finished block are left out.
 
     Raises:
-        ValueError: a shape is wrong.
+        TypeError: an argument is no tensor.
+        ValueError: a shape, dtype, device or ``block_size`` is wrong.
 
     Complexity: ``2 B G S D K`` operations.
     """
-    check_positive(block_size=block_size)
-    sizes = {"c": block_size}
-    check_shape("x", x, "B G S D", sizes)
-    check_shape("e", e, "K c" if e.dim() == 2 else "G K c", sizes)
+    sizes = _SUMMARY.check(x, e)
+    check_whole(block_size=block_size)
+    if sizes["c"] != block_size:
+        raise ValueError(f"e must have block_size={block_size} columns; got the shape {tuple(e.shape)}")
     blocks = sizes["S"] // block_size
     finished = x[:, :, : blocks * block_size].unflatten(2, (blocks, block_size))
     return (e if e.dim() == 2 else e[:, None]) @ finished
+
+
+def _check_past(past: Tensor | None, block_size: int, sizes: dict[str, int]) -> None:
+    """Checks that there are the keys and blocks that queries after so many tokens see."""
+    queries, keys, blocks = sizes["T"], sizes["S"], sizes["M"]
+    if past is None:
+        if keys != queries:
+            raise ValueError(f"k must hold as many keys as there are queries, T={queries}; got {keys}")
+    elif not past.is_cpu or not past.numel() or torch.compiler.is_compiling():
+        return
+    before = [0] if past is None else past.tolist()
+    if min(before) < 0:
+        raise ValueError(f"past must be 0 or more; got {min(before)}")
+    if keys < (needed := queries + max(n % block_size for n in before)):
+        raise ValueError(f"k must hold {needed} keys, from the first query's block on; got {keys}")
+    if blocks < (needed := (queries - 1 + max(before)) // block_size):
+        raise ValueError(f"slot_k must hold {needed} blocks for {queries} queries; got {blocks}")
 
 
 def _real(x: Tensor, starts: Tensor | None, lengths: Tensor | None) -> Tensor:
@@ -180,4 +217,4 @@ def _real(x: Tensor, starts: Tensor | None, lengths: Tensor | None) -> Tensor:
     count = torch.full((len(x),), size, device=x.device) if lengths is None else lengths
     if starts is not None:
         x, count = shift(x, starts), count - starts
-    return x.masked_fill(~lengths_to_mask(count, size)[:, None, :, None], 0.0)
+    return zeroed(x, ~lengths_to_mask(count, size)[:, None, :, None])

@@ -43,8 +43,9 @@ def block_linformer_attention(
     seen = torch.cat([m < p // block_size, own], dim=-1)
 
     group = heads // k.shape[1]
-    k = torch.cat([slot_k.flatten(2, 3), k], dim=2).repeat_interleave(group, dim=1)
-    v = torch.cat([slot_v.flatten(2, 3), v], dim=2).repeat_interleave(group, dim=1)
+    k, v = (torch.cat([slots.flatten(2, 3), x], dim=2) for slots, x in ((slot_k, k), (slot_v, v)))
+    # What nobody sees is not read: a weight of zero times NaN would be NaN.
+    k, v = (x.masked_fill(~seen.any(2)[..., None], 0.0).repeat_interleave(group, dim=1) for x in (k, v))
     s = scale * (q @ k.mT)
     if alibi_slopes is not None:
         middle = m * block_size + block_size // 2

@@ -26,4 +26,4 @@ def join(old: Tensor, new: Tensor, kept: Tensor) -> Tensor:
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
     index = index.clamp(0, x.shape[2] - 1)
-    return torch.take_along_dim(x, index.view(len(index), 1, -1, *[1] * (x.dim() - 3)), dim=2)
+    return torch.take_along_dim(x, index.view(len(index), 1, index.shape[1], *[1] * (x.dim() - 3)), dim=2)

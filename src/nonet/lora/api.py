@@ -8,9 +8,26 @@ from torch import Tensor
 
 from nonet.lora import METHOD
 from nonet.select import implementation
-from nonet.shapes import check_floating, check_shape
+from nonet.shapes import Tensors, check_number, check_values
 
 _LINEAR, _GROUPED = METHOD.op("lora_linear"), METHOD.op("grouped_lora")
+_ONE = Tensors(
+    "in",
+    x="... in",
+    weight="out in: float",
+    bias="out: float?",
+    a="R in: float",
+    b="out R: float",
+    keep="... in: bool?",
+)
+_MANY = Tensors(
+    x="B T in",
+    a="K R in",
+    b="K out R",
+    scales="K: float",
+    rows="B: whole?",
+    base="B T out: float?",
+)
 
 
 def lora_linear(
@@ -48,29 +65,21 @@ def lora_linear(
         ``(..., out)`` in the dtype of x.
 
     Raises:
-        ValueError: a shape or dtype is wrong, or ``impl`` cannot serve the call.
+        TypeError: an argument is no tensor.
+        ValueError: a shape, dtype, device or ``scale`` is wrong, or ``impl`` cannot serve the call.
 
     Complexity: ``2 n (in out + R (in + out))`` operations for n rows of x. Source: Hu et al. 2021
     (2106.09685), equation 3.
     """
-    if not (
-        weight.dim() == a.dim() == 2
-        and weight.shape[1:] == a.shape[1:] == x.shape[-1:]
-        and b.shape == (weight.shape[0], a.shape[0])
-        and (bias is None or bias.shape == weight.shape[:1])
-        and (keep is None or keep.shape == x.shape)
-    ):
-        _explain(x, weight, bias, a, b, keep)
-    if keep is not None and keep.dtype != torch.bool:
-        raise ValueError(f"keep must be of torch.bool; got {keep.dtype}")
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+    _ONE.check(x, weight, bias, a, b, keep)
+    check_number(scale=scale)
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         with torch.autocast(x.device.type, enabled=False):  # inside, a product may ask for another dtype
             return lora_linear(x, weight, bias, a, b, scale, keep, impl=impl)
-    if not (x.is_floating_point() and x.dtype == weight.dtype and a.is_floating_point()):
-        check_floating(x=x, weight=weight)
-        check_floating(a=a)
+    if weight.dtype != x.dtype:
+        raise ValueError(f"weight must be of the dtype of x, {x.dtype}; got {weight.dtype}")
     run = implementation(_LINEAR, impl, x)
     return run(x, weight, bias, a, b, scale, keep)
 
@@ -94,8 +103,9 @@ def grouped_lora(
         a: first factors ``(K, R, in)``; an adapter of a smaller rank is filled up with zeros.
         b: second factors ``(K, out, R)``.
         scales: ``(K,)``, of any floating dtype.
-        rows: the adapter of each row ``(B,)``, from 0 up to K - 1; -1 for none. None when the factors are
-            those of the rows, in their order; K is then B.
+        rows: the adapter of each row ``(B,)``, from 0 up to K - 1; -1 for none: such a row reads no adapter,
+            nor its own x, whatever they hold. None when the factors are those of the rows, in their order;
+            K is then B.
         base: what the terms are added to ``(B, T, out)``; None for zero.
         impl: ``"torch"``, ``"reference"`` or ``"auto"``.
 
@@ -103,57 +113,23 @@ def grouped_lora(
         ``(B, T, out)`` in the dtype of x.
 
     Raises:
-        ValueError: a shape or dtype is wrong, or ``impl`` cannot serve the call.
-        IndexError: ``rows`` names an adapter that is not there.
+        TypeError: an argument is no tensor.
+        ValueError: a shape, dtype or device is wrong, ``rows`` names an adapter that is not there, or
+            ``impl`` cannot serve the call.
 
     Complexity: ``2 B T R (in + out)`` operations and, given ``rows``, a copy of each row's factors.
     Source: Hu et al. 2021 (2106.09685), equation 3, for every row.
     """
-    if not (
-        x.dim() == a.dim() == b.dim() == 3
-        and a.shape[2] == x.shape[2]
-        and b.shape[::2] == a.shape[:2]
-        and scales.shape == a.shape[:1]
-        and (len(a) == len(x) if rows is None else rows.shape == x.shape[:1])
-        and (base is None or base.shape == (*x.shape[:2], b.shape[1]))
-    ):
-        _explain_group(x, a, b, scales, rows, base)
-    if not (x.is_floating_point() and x.dtype == a.dtype == b.dtype):
-        check_floating(x=x, a=a, b=b)
+    sizes = _MANY.check(x, a, b, scales, rows, base)
+    given, adapters = sizes["B"], sizes["K"]
+    if rows is None and adapters != given:
+        raise ValueError(f"a must hold the factors of every row, K=B={given}; got K={adapters}")
+    if rows is not None and not adapters:
+        raise ValueError("a must hold an adapter for rows to name; got K=0")
+    check_values(-1, adapters - 1, rows=rows)
     if rows is None and impl == "reference":  # which knows an adapter by its index alone
-        rows = torch.arange(len(x), device=x.device)
+        rows = torch.arange(given, device=x.device)
     run = implementation(_GROUPED, impl, x)
+    if base is not None and base.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(f"base must be of the dtype of x, {x.dtype}; got {base.dtype}")
     return run(x, a, b, scales, rows, base)
-
-
-# A layer asks at every token, so that what is wrong is found out only when something is.
-def _explain(
-    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, keep: Tensor | None
-) -> None:
-    """Raises ValueError for the argument of :func:`lora_linear` that does not fit."""
-    sizes: dict[str, int] = {}
-    check_shape("weight", weight, "out in", sizes)
-    check_shape("a", a, "R in", sizes)
-    check_shape("b", b, "out R", sizes)
-    if bias is not None:
-        check_shape("bias", bias, "out", sizes)
-    if x.shape[-1:] != (sizes["in"],):
-        raise ValueError(f"x must have the shape (..., in={sizes['in']}); got {tuple(x.shape)}")
-    if keep is not None and keep.shape != x.shape:
-        raise ValueError(f"keep must have the shape of x, {tuple(x.shape)}; got {tuple(keep.shape)}")
-
-
-def _explain_group(
-    x: Tensor, a: Tensor, b: Tensor, scales: Tensor, rows: Tensor | None, base: Tensor | None
-) -> None:
-    """Raises ValueError for the argument of :func:`grouped_lora` that does not fit."""
-    sizes: dict[str, int] = {}
-    K = "B" if rows is None else "K"
-    check_shape("x", x, "B T in", sizes)
-    check_shape("a", a, f"{K} R in", sizes)
-    check_shape("b", b, f"{K} out R", sizes)
-    check_shape("scales", scales, K, sizes)
-    if rows is not None:
-        check_shape("rows", rows, "B", sizes)
-    if base is not None:
-        check_shape("base", base, "B T out", sizes)

@@ -99,11 +99,9 @@ class LoraConfig:
 
 
 def _check_sizes(rank: object, alpha: object, of: str = "") -> None:
-    check_positive(**{f"rank{of}": rank, f"alpha{of}": alpha})  # type: ignore[arg-type]
     if not isinstance(rank, int) or isinstance(rank, bool):
         raise TypeError(f"rank{of} must be a whole number; got {rank!r}")
-    if alpha == math.inf:
-        raise ValueError(f"alpha{of} must be finite; got {alpha!r}")
+    check_positive(**{f"rank{of}": rank, f"alpha{of}": alpha})  # type: ignore[arg-type]
 
 
 def _check_names(field: str, names: object) -> None:

@@ -17,15 +17,17 @@ def lora_linear(
     out = x @ weight.mT
     if bias is not None:
         out = out + bias
-    return out + scale * ((x if keep is None else x * keep) @ a.mT @ b.mT)
+    return (out + scale * ((x if keep is None else x * keep) @ a.mT @ b.mT)).to(x.dtype)
 
 
 def grouped_lora(
     x: Tensor, a: Tensor, b: Tensor, scales: Tensor, rows: Tensor, base: Tensor | None
 ) -> Tensor:
     """Returns ``base + scale_k B_k A_k x`` row by row, k being the row's adapter and -1 none."""
+    nothing = x.new_zeros(1, x.shape[1], b.shape[1])
     terms = [
-        scales[k] * (row @ a[k].mT @ b[k].mT) if k >= 0 else row.new_zeros(len(row), b.shape[1])
+        nothing if k < 0 else scales[k] * (row @ a[k].mT @ b[k].mT)[None]
         for row, k in zip(x, rows.tolist(), strict=True)
     ]
-    return torch.stack(terms) if base is None else base + torch.stack(terms)
+    out = torch.cat([nothing[:0], *terms])
+    return out if base is None else base + out

@@ -2,13 +2,52 @@ r"""The operations of a Mamba block, on any device: a recurrence, a short convol
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from nonet.mamba import METHOD
+from nonet.operators import learns
 from nonet.select import implementation
-from nonet.shapes import check_choice, check_floating, check_packing, check_positive, check_shape
+from nonet.shapes import Tensors, check_choice, check_flag, check_packing, check_positive
+
+_SCAN = Tensors(
+    "C T N",
+    u="B C T",
+    delta="B C T",
+    A="C N: float",
+    B="B N T",
+    C="B N T",
+    D="C: float?",
+    z="B C T?",
+    delta_bias="C: float?",
+    cu_seqlens="ends: whole?",
+    initial_state="n C N: float?",
+)
+_CONV = Tensors(
+    "C T W",
+    x="B C T",
+    weight="C W: float",
+    bias="C: float?",
+    cu_seqlens="ends: whole?",
+    initial_state="n C W-1?",
+)
+_STEP = Tensors(
+    "E C N R W",
+    x="B E",
+    conv_state="B C L: float",
+    ssm_state="B C N: float",
+    in_proj="2C E",
+    conv_weight="C W: float",
+    conv_bias="C: float?",
+    x_proj="R+2N C",
+    dt_proj="C R",
+    dt_bias="C: float?",
+    A_log="C N: float",
+    D="C: float",
+    out_proj="E C",
+    in_bias="2C?",
+    out_bias="E?",
+)
 
 
 def selective_scan(
@@ -56,25 +95,16 @@ def selective_scan(
         dtype; A, D, delta_bias and initial_state may be of a wider one.
 
     Raises:
-        ValueError: a shape, dtype or option is wrong, or ``impl`` cannot serve the call.
+        TypeError: an argument is no tensor.
+        ValueError: a shape, dtype, device or option is wrong, or ``impl`` cannot serve the call.
 
     Complexity: ``6 B C N T`` operations and ``B C N T`` exponentials; fastest on tensors whose
     channels lie next to each other. Source: Gu and Dao 2023 (2312.00752), algorithm 2 and
     equations 2 and 4, with B discretised as in the authors' code.
     """
-    sizes: dict[str, int] = {}
-    check_shape("u", u, "B C T", sizes)
-    check_shape("delta", delta, "B C T", sizes)
-    check_shape("A", A, "C N", sizes)
-    check_shape("B", B, "B N T", sizes)
-    check_shape("C", C, "B N T", sizes)
-    _check_given("B C T", sizes, z=z)
-    _check_given("C", sizes, D=D, delta_bias=delta_bias)
-    check_positive(T=sizes["T"])
-    rows = check_packing(cu_seqlens, sizes)
-    _check_given(f"{rows} C N", sizes, initial_state=initial_state)
-    check_floating(u=u, delta=delta, B=B, C=C, z=z)
-    check_floating(A=A)
+    sizes = _SCAN.check(u, delta, A, B, C, D, z, delta_bias, cu_seqlens, initial_state)
+    check_packing(cu_seqlens, initial_state, sizes)
+    check_flag(delta_softplus=delta_softplus, return_last_state=return_last_state)
     run = implementation(METHOD.op("selective_scan"), impl, u)
     out, last = run(
         u,
@@ -123,21 +153,16 @@ def causal_conv1d(
         be of a wider one.
 
     Raises:
-        ValueError: a shape, dtype or option is wrong, or ``impl`` cannot serve the call.
+        TypeError: an argument is no tensor.
+        ValueError: a shape, dtype, device or option is wrong, or ``impl`` cannot serve the call.
 
     Complexity: ``2 B C W T`` operations. Source: Gu and Dao 2023 (2312.00752), section 3.4; the
     interface is that of the authors' causal-conv1d package.
     """
-    sizes: dict[str, int] = {}
-    check_shape("x", x, "B C T", sizes)
-    check_shape("weight", weight, "C W", sizes)
-    check_positive(T=sizes["T"], W=sizes["W"])
-    _check_given("C", sizes, bias=bias)
-    rows = check_packing(cu_seqlens, sizes)
-    _check_given(f"{rows} C {sizes['W'] - 1}", sizes, initial_state=initial_state)
-    check_floating(x=x, initial_state=initial_state)
-    check_floating(weight=weight)
+    sizes = _CONV.check(x, weight, bias, cu_seqlens, initial_state)
+    check_packing(cu_seqlens, initial_state, sizes)
     check_choice("activation", activation, (None, "silu"))
+    check_flag(return_last_state=return_last_state)
     run = implementation(METHOD.op("causal_conv1d"), impl, x)
     out, last = run(
         x, weight, bias=bias, activation=activation, initial_state=initial_state, cu_seqlens=cu_seqlens
@@ -198,45 +223,13 @@ def mamba_step(
         wider one. All floating arguments get gradients, except from ``"cpu"``.
 
     Raises:
-        ValueError: a shape, dtype or option is wrong, or ``impl`` cannot serve the call.
+        TypeError: an argument is no tensor.
+        ValueError: a shape, dtype, device or option is wrong, or ``impl`` cannot serve the call.
 
     Complexity: ``B (6 C E + 4 C R + 4 C N)`` operations for the projections and ``B C (6 N + 2 W)`` for
     the rest; every weight is read once. Source: Gu and Dao 2023 (2312.00752), section 3.4; Zuo et al.
     2024 (2410.05355) for the norms.
     """
-    sizes: dict[str, int] = {}
-    check_shape("x", x, "B E", sizes)
-    check_shape("conv_state", conv_state, "B C L", sizes)
-    check_shape("ssm_state", ssm_state, "B C N", sizes)
-    check_shape("conv_weight", conv_weight, "C W", sizes)
-    check_shape("dt_proj", dt_proj, "C R", sizes)
-    double, parts = str(2 * sizes["C"]), str(sizes["R"] + 2 * sizes["N"])
-    check_shape("in_proj", in_proj, f"{double} E", sizes)
-    check_shape("x_proj", x_proj, f"{parts} C", sizes)
-    check_shape("out_proj", out_proj, "E C", sizes)
-    check_shape("A_log", A_log, "C N", sizes)
-    _check_given(double, sizes, in_bias=in_bias)
-    _check_given("C", sizes, conv_bias=conv_bias, dt_bias=dt_bias, D=D)
-    _check_given("E", sizes, out_bias=out_bias)
-    if sizes["L"] < sizes["W"] - 1:
-        raise ValueError(f"conv_state must hold W - 1={sizes['W'] - 1} inputs at least; got L={sizes['L']}")
-    check_floating(
-        x=x,
-        in_proj=in_proj,
-        x_proj=x_proj,
-        dt_proj=dt_proj,
-        out_proj=out_proj,
-        in_bias=in_bias,
-        out_bias=out_bias,
-    )
-    for name, tensor in (
-        ("conv_state", conv_state),
-        ("ssm_state", ssm_state),
-        ("conv_weight", conv_weight),
-        ("A_log", A_log),
-    ):
-        check_floating(**{name: tensor})
-    check_positive(norm_eps=norm_eps)
     tensors = (
         x,
         conv_state,
@@ -251,15 +244,10 @@ def mamba_step(
         D,
         out_proj,
     )
-    given = (t for t in (*tensors, in_bias, out_bias) if t is not None)
-    learns = torch.is_grad_enabled() and any(t.requires_grad for t in given)
-    run = implementation(METHOD.op("mamba_step"), impl, x, ("gradient",) if learns else ())
+    sizes = _STEP.check(*tensors, in_bias, out_bias)
+    if sizes["L"] < sizes["W"] - 1:
+        raise ValueError(f"conv_state must hold W - 1={sizes['W'] - 1} inputs at least; got L={sizes['L']}")
+    check_positive(norm_eps=norm_eps)
+    learnt = ("gradient",) if learns(*tensors, in_bias, out_bias) else ()
+    run = implementation(METHOD.op("mamba_step"), impl, x, learnt)
     return run(*tensors, in_bias=in_bias, out_bias=out_bias, norm_eps=norm_eps)
-
-
-def _check_given(letters: str, sizes: dict[str, int], **tensors: Tensor | None) -> None:
-    """Checks the optional arguments that are given: their shape, and that they are floating."""
-    for name, tensor in tensors.items():
-        if tensor is not None:
-            check_shape(name, tensor, letters, sizes)
-            check_floating(**{name: tensor})

@@ -37,11 +37,11 @@ def selective_scan(
     dt = softplus(dt) if delta_softplus else dt
     h = u.new_zeros(u.shape[0], *A.shape) if initial_state is None else initial_state
     ys = []
-    for t in range(u.shape[2]):
-        decay = torch.exp(dt[:, :, t, None] * A)  # equation 4, the zero-order hold
+    for u_t, dt_t, B_t, C_t in zip(*(x.unbind(-1) for x in (u, dt, B, C)), strict=True):
+        decay = torch.exp(dt_t[..., None] * A)  # equation 4, the zero-order hold
         # The authors' code takes B over the step as it is (Euler), not by equation 4.
-        h = decay * h + dt[:, :, t, None] * B[:, None, :, t] * u[:, :, t, None]  # equation 2a
-        ys.append((h * C[:, None, :, t]).sum(-1))  # equation 2b
+        h = decay * h + dt_t[..., None] * B_t[:, None] * u_t[..., None]  # equation 2a
+        ys.append((h * C_t[:, None]).sum(-1))  # equation 2b
     y = torch.stack(ys, dim=-1)
     if D is not None:
         y = y + D[:, None] * u

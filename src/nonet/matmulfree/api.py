@@ -8,7 +8,17 @@ from torch import Tensor
 from nonet.matmulfree import METHOD
 from nonet.matmulfree.packed import PackedTernary
 from nonet.select import implementation
-from nonet.shapes import check_floating, check_packing, check_positive, check_shape
+from nonet.shapes import Tensors, check_flag, check_number, check_packing, check_positive
+
+_SCAN = Tensors(
+    "C T",
+    i="B C T",
+    f="B C T",
+    lower_bound="C: float?",
+    cu_seqlens="ends: whole?",
+    initial_state="n C: float?",
+)
+_LINEAR = Tensors("in", x="... in", packed="out bytes: byte", bias="out?", norm_weight="in?")
 
 
 def hgrn_scan(
@@ -47,24 +57,15 @@ def hgrn_scan(
         lower_bound may be of a wider one. All but ``"reference"`` compute in float32 or wider.
 
     Raises:
-        ValueError: a shape, dtype or option is wrong, or ``impl`` cannot serve the call.
+        TypeError: an argument is no tensor.
+        ValueError: a shape, dtype, device or option is wrong, or ``impl`` cannot serve the call.
 
     Complexity: ``2 B C T`` operations; ``"torch"`` does ``5 B C T`` in about ``4 sqrt(T)`` steps, each over
     many places at once. Source: Zhu et al. 2024 (2406.02528), section 3.3.1; Qin et al. 2023 (2311.04823).
     """
-    sizes: dict[str, int] = {}
-    check_shape("i", i, "B C T", sizes)
-    check_shape("f", f, "B C T", sizes)
-    check_positive(**{"the length T of i": sizes["T"]})
-    rows = check_packing(cu_seqlens, sizes)
-    check_floating(i=i, f=f)
-    for name, tensor, letters in (
-        ("initial_state", initial_state, f"{rows} C"),
-        ("lower_bound", lower_bound, "C"),
-    ):
-        if tensor is not None:
-            check_shape(name, tensor, letters, sizes)
-            check_floating(**{name: tensor})
+    sizes = _SCAN.check(i, f, lower_bound, cu_seqlens, initial_state)
+    check_packing(cu_seqlens, initial_state, sizes)
+    check_flag(return_last_state=return_last_state, from_logits=from_logits)
     if lower_bound is not None and not from_logits:
         raise ValueError("lower_bound needs from_logits=True, since gates given as such have no bound")
     run = implementation(METHOD.op("hgrn_scan"), impl, i)
@@ -106,20 +107,17 @@ def ternary_linear(
         norm_weight; ``packed`` is a constant.
 
     Raises:
+        TypeError: an argument is no tensor, or ``packed`` no :class:`PackedTernary`.
         ValueError: a shape, dtype, device or option is wrong, or ``impl`` cannot serve the call.
 
     Complexity: ``2 in out`` additions a token; ``"torch"`` unpacks the weights at every call. Source: Ma
     et al. 2024 (2402.17764), equations 1 to 3; Zhu et al. 2024 (2406.02528), algorithm 1.
     """
-    out, width = packed.shape
-    if x.dim() < 1 or x.shape[-1] != width:
-        raise ValueError(f"x must have the shape (..., in={width}); got {tuple(x.shape)}")
-    sizes = {"out": out, "in": width}
-    for name, vector, letter in (("bias", bias, "out"), ("norm_weight", norm_weight, "in")):
-        if vector is not None:
-            check_shape(name, vector, letter, sizes)
-    check_floating(x=x, bias=bias, norm_weight=norm_weight)
-    if packed.codes.device != x.device:
-        raise ValueError(f"packed must be on the device of x, {x.device}; got {packed.codes.device}")
+    if not isinstance(packed, PackedTernary):
+        raise TypeError(f"packed must be a PackedTernary, as of pack_ternary; got {type(packed).__name__}")
+    sizes = _LINEAR.check(x, packed.codes, bias, norm_weight)
+    if sizes["in"] != packed.shape[1]:
+        raise ValueError(f"x must have the shape (..., in={packed.shape[1]}); got {tuple(x.shape)}")
+    check_number(eps=eps)
     check_positive(eps=eps)
     return implementation(METHOD.op("ternary_linear"), impl, x)(x, packed, bias, norm_weight, eps)

@@ -9,7 +9,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from nonet.shapes import check_floating, check_shape
+from nonet.shapes import Tensors
+
+_PACKED = Tensors("out bytes", codes="out bytes: byte", scale=": float")
+_DENSE = Tensors("out in", weight="out in")
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,11 +26,24 @@ class PackedTernary:
         codes: ``(out, ceil(in / 4))`` bytes.
         shape: ``(out, in)`` of the matrix.
         scale: what a weight of one stands for, a float32 scalar.
+
+    Raises:
+        TypeError: ``codes`` or ``scale`` is no tensor.
+        ValueError: their shapes, dtypes or devices do not fit each other.
     """
 
     codes: UInt8[Tensor, "out bytes"]
     shape: tuple[int, int]
     scale: Float[Tensor, ""]
+
+    def __post_init__(self) -> None:
+        _PACKED.check(self.codes, self.scale)
+        out, width = self.shape
+        if tuple(self.codes.shape) != (out, -(-width // 4)):
+            fits = (out, -(-width // 4))
+            raise ValueError(
+                f"codes must have the shape {fits} for shape={self.shape}; got {tuple(self.codes.shape)}"
+            )
 
     def unpack(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Returns the ``(out, in)`` matrix of -1, 0 and 1 in ``dtype``."""
@@ -69,13 +85,16 @@ def pack_ternary(weight: Float[Tensor, "out in"]) -> PackedTernary:
         The packed matrix, ``out * ceil(in / 4) + 4`` bytes, on the device of ``weight``.
 
     Raises:
-        ValueError: ``weight`` is not a floating matrix.
+        TypeError: ``weight`` is no tensor.
+        ValueError: ``weight`` is not a floating matrix, is empty, or holds a number that is not finite.
 
     Complexity: a few passes over the weights. Source: Ma et al. 2024 (2402.17764), equations 1 to 3.
     """
-    sizes: dict[str, int] = {}
-    check_shape("weight", weight, "out in", sizes)
-    check_floating(weight=weight)
+    sizes = _DENSE.check(weight)
+    if weight.is_cpu and not bool(weight.isfinite().all()):
+        raise ValueError(
+            "weight must hold finite numbers only, since codes stand for -1, 0 and 1; got NaN or infinity"
+        )
     values, scale = absmean_ternary(weight)
     padded = F.pad(values, (0, -sizes["in"] % 4)) + 1
     shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=weight.device)

@@ -9,9 +9,13 @@ from torch import Tensor
 from nonet.position import METHOD
 from nonet.position.config import RotaryConfig
 from nonet.select import implementation
-from nonet.shapes import check_floating, check_positive, check_shape
+from nonet.shapes import Tensors, check_flag, check_number, check_whole
 
 _PLAIN = RotaryConfig()
+_BIAS = Tensors(slopes="H")
+_ANGLES = Tensors(inv_freq="half", places="B T: whole")
+_ROTARY = Tensors(x="B H T D: float", cos="Bc T half", sin="Bs T half")
+_PLACES = Tensors(places="B T: whole")
 
 
 def alibi_slopes(
@@ -34,19 +38,31 @@ def alibi_slopes(
         ``(H,)`` in float32. They belong outside the factor ``D ** -0.5`` on scores.
 
     Raises:
-        ValueError: a number is not above zero, or one length is given without the other.
+        ValueError: a number is no whole one above zero, or one length is given without the other.
 
     Source: Press et al. 2021 (2108.12409), section 3, and its code for other numbers of heads; with lengths
     Al-Khateeb et al. 2023 (2310.13017).
     """
-    check_positive(n_heads=n_heads, length=length, train_length=train_length)
+    check_whole(n_heads=n_heads)
     if (length is None) != (train_length is None):
-        raise ValueError("length and train_length must be given together")
+        raise ValueError(f"length and train_length must be given together; got {length} and {train_length}")
+    if length is not None and train_length is not None:
+        check_whole(length=length, train_length=train_length)
     below = 1 << (n_heads.bit_length() - 1)  # the power of two at or below n_heads
     slopes = torch.tensor(_geometric(below) + _geometric(2 * below)[::2][: n_heads - below])
     if length is None or train_length is None or length <= train_length:
         return slopes
     return slopes * (train_length / length)
+
+
+def _check_device(device: torch.device | str | None) -> None:
+    if not isinstance(device, torch.device | str | None):
+        raise TypeError(f"device must be a torch.device, its name or None; got {type(device).__name__}")
+    if isinstance(device, str):
+        try:
+            torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"device={device!r} is not known: {error}") from error
 
 
 def _geometric(n: int) -> list[float]:
@@ -68,13 +84,13 @@ def alibi_bias(slopes: Float[Tensor, " H"], queries: int, keys: int) -> Float[Te
         is never read.
 
     Raises:
+        TypeError: ``slopes`` is no tensor.
         ValueError: the shape or dtype of ``slopes`` or a length is wrong.
 
     Complexity: ``H T S`` numbers. Source: Press et al. 2021 (2108.12409), section 3.
     """
-    check_shape("slopes", slopes, "H", {})
-    check_floating(slopes=slopes)
-    check_positive(queries=queries, keys=keys)
+    _BIAS.check(slopes)
+    check_whole(queries=queries, keys=keys)
     i = torch.arange(keys - queries, keys, device=slopes.device)[:, None]
     j = torch.arange(keys, device=slopes.device)
     return -slopes[:, None, None] * (i - j).abs()
@@ -104,14 +120,22 @@ def rotary_frequencies(
         ``(d / 2,)`` radians a token, and the factor on cos and sin, 1 without a scaling.
 
     Raises:
-        ValueError: no even number of dims would turn, or the scaling does not fit them.
+        TypeError: ``options`` is no :class:`RotaryConfig`, or ``device`` no device.
+        ValueError: a number or the dtype is wrong, no even number of dims would turn, or the scaling does
+            not fit them.
 
     Source: Su et al. 2021 (2104.09864), section 3.2.2; :mod:`nonet.position.scaling` names each scaling's.
     """
+    check_whole(head_dim=head_dim, length=1 if length is None else length)
+    if not isinstance(options, RotaryConfig):
+        raise TypeError(f"options must be a RotaryConfig; got {type(options).__name__}")
+    if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype must be torch.float32 or torch.float64; got {dtype!r}")
+    _check_device(device)
     width = int(head_dim * options.partial)
     if width < 2 or width % 2:
         raise ValueError(
-            f"an even number of dims must turn; got {width}, from head_dim={head_dim} and "
+            f"head_dim must leave an even number of dims to turn; got {width}, from head_dim={head_dim} and "
             f"partial={options.partial}"
         )
     exponents = torch.arange(0, width, 2, dtype=dtype, device=device) / width
@@ -137,14 +161,14 @@ def rotary_angles(
         hands its functions every angle twice, side by side.
 
     Raises:
-        ValueError: a shape is wrong, or places are not whole numbers. bfloat16 knows no odd one above 256.
+        TypeError: an argument is no tensor.
+        ValueError: a shape or device is wrong, or places are not whole numbers: bfloat16 knows no odd one
+            above 256.
 
     Source: Su et al. 2021 (2104.09864), equation 34.
     """
-    check_shape("inv_freq", inv_freq, "half", {})
-    check_shape("places", places, "B T", {})
-    if places.is_floating_point():
-        raise ValueError(f"places must be of an integer dtype; got {places.dtype}")
+    _ANGLES.check(inv_freq, places)
+    check_number(attention_factor=attention_factor)
     angles = places[..., None].to(inv_freq.dtype) * inv_freq
     return angles.cos() * attention_factor, angles.sin() * attention_factor
 
@@ -175,21 +199,21 @@ def apply_rotary(
         angles in float32 beside a bfloat16 ``x``.
 
     Raises:
-        ValueError: a shape or dtype is wrong, or more dims would turn than there are.
+        TypeError: an argument is no tensor.
+        ValueError: a shape, dtype or device is wrong, or more dims would turn than there are.
 
     Complexity: ``6 B H T half`` operations. Source: Su et al. 2021 (2104.09864), equation 34.
     """
-    sizes: dict[str, int] = {}
-    check_shape("x", x, "B H T D", sizes)
+    sizes = _ROTARY.check(x, cos, sin)
     for name, angles in (("cos", cos), ("sin", sin)):
-        check_shape(name, angles, "1 T half" if angles.shape[:1] == (1,) else "B T half", sizes)
+        if len(angles) not in (1, sizes["B"]):
+            raise ValueError(f"{name} must have 1 row or B={sizes['B']}; got {len(angles)}")
     if 2 * sizes["half"] > sizes["D"]:
         raise ValueError(
             f"cos must have at most {sizes['D'] // 2} angles for D={sizes['D']}; got {sizes['half']}. "
             "Of Transformers' angles, which come twice, pass the first half"
         )
-    check_floating(x=x)
-    check_floating(cos=cos, sin=sin)
+    check_flag(interleaved=interleaved)
     return implementation(METHOD.op("apply_rotary"), impl, x)(x, cos, sin, interleaved=interleaved)
 
 
@@ -209,12 +233,15 @@ def sinusoidal(
         ``(B or 1, T, E)``.
 
     Raises:
+        TypeError: ``places`` is no tensor.
         ValueError: ``width`` is odd, or places are not whole numbers.
 
     Source: Vaswani et al. 2017 (1706.03762), section 3.5.
     """
-    if width < 2 or width % 2:
-        raise ValueError(f"width must be even and above zero; got {width}")
+    _PLACES.check(places)
+    check_whole(2, width=width)
+    if width % 2:
+        raise ValueError(f"width must be even; got {width}")
     inv_freq, _ = rotary_frequencies(width, dtype=dtype, device=places.device)
     cos, sin = rotary_angles(inv_freq, places)
     return torch.stack((sin, cos), dim=-1).flatten(-2)

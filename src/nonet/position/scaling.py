@@ -80,7 +80,7 @@ class DynamicNTK(Scaling):
         """Raises the base once the context is longer than L."""
         width = 2 * exponents.numel()
         if width == 2:
-            raise ValueError("dynamic scaling needs at least 4 dims that turn; got 2")
+            raise ValueError("head_dim must let at least 4 dims turn for dynamic scaling; got 2")
         ratio = max(length or 0, self.original_length) / self.original_length
         base = base * (self.factor * ratio - (self.factor - 1)) ** (width / (width - 2))
         return 1.0 / base**exponents, 1.0

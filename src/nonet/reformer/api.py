@@ -8,9 +8,31 @@ from torch import Tensor
 
 from nonet.reformer import METHOD
 from nonet.select import implementation
-from nonet.shapes import check_choice, check_floating, check_positive, check_shape, check_slopes
+from nonet.shapes import (
+    Tensors,
+    check_choice,
+    check_flag,
+    check_number,
+    check_positive,
+    check_values,
+    check_whole,
+    zeroed,
+)
 
 _ONE_HASH = 128  # buckets that one hash tells apart; more are pairs of hashes
+_MOST = (
+    2**29
+)  # buckets times tokens of a bucket, so that whole numbers of 32 bits hold places among all buckets
+_ATTENTION = Tensors(
+    "H T D",
+    qk="B H T D",
+    v="B H T D",
+    buckets="B H R T: whole?",
+    alibi_slopes="[B] H: float?",
+    key_starts="B: whole?",
+    key_lengths="B: whole?",
+)
+_HASH = Tensors("D R F half", qk="B H T D: float", rotations="G R F D half: float")
 
 
 def lsh_attention(
@@ -55,7 +77,8 @@ def lsh_attention(
         bucket_size: tokens that a bucket holds on average; half of the window.
         causal: a query sees no later key.
         seed: of the random rotations.
-        n_buckets: buckets of a round, as in :func:`lsh_rotations`; about ``T / bucket_size`` by default.
+        n_buckets: buckets of a round, as in :func:`lsh_rotations`, and at most ``2 ** 29 / bucket_size``;
+            about ``T / bucket_size`` by default.
         buckets: ``(B, H, R, T)``, what :func:`lsh_buckets` returned, to attend by the same choice again;
             numbers from 0 to below ``2 ** 29 / bucket_size``.
         attend: ``"bucket"``, ``"chunk"`` or ``"loose"``.
@@ -67,27 +90,33 @@ def lsh_attention(
         impl: ``"torch"``, ``"reference"`` or ``"auto"``.
 
     Returns:
-        ``(B, H, T, D)`` in the dtype of qk, or the last ``queries`` rows of it. Padding is never seen, is
-        in no bucket of real tokens, and its own rows are zero.
+        ``(B, H, T, D)`` in the dtype of qk, or the last ``queries`` rows of it. Padding is never read,
+        whatever it holds, is in no bucket of real tokens, and its own rows are zero.
 
     Raises:
-        ValueError: a shape, dtype or option is wrong, or ``impl`` cannot serve the call.
+        TypeError: an argument is no tensor.
+        ValueError: a shape, dtype, device or option is wrong, or ``impl`` cannot serve the call.
 
     Complexity: ``B H R T`` times ``3 W / 2`` scores ("bucket"; ``5 W / 2`` when not causal) or ``2 W`` of 4 D
     operations each, and R sorts; one graph for ``torch.compile`` where ``buckets`` are given. Source: Kitaev
     et al. 2020 (2001.04451), section 2 and appendix A.
     """
-    sizes: dict[str, int] = {}
-    check_shape("qk", qk, "B H T D", sizes)
-    check_shape("v", v, "B H T D", sizes)
-    check_floating(qk=qk, v=v)
-    check_positive(n_hashes=n_hashes, bucket_size=bucket_size, n_buckets=n_buckets)
-    check_choice("attend", attend, ("bucket", "chunk", "loose"))
+    sizes = _ATTENTION.check(qk, v, buckets, alibi_slopes, key_starts, key_lengths)
     length = sizes["T"]
+    check_whole(n_hashes=n_hashes, bucket_size=bucket_size)
+    if n_buckets is not None:
+        check_whole(n_buckets=n_buckets)
+    check_choice("attend", attend, ("bucket", "chunk", "loose"))
+    check_flag(causal=causal)
+    check_number(scale=scale)
+    check_values(0, length, key_starts=key_starts, key_lengths=key_lengths)
+    bucket_size = min(bucket_size, length)  # a larger window shows no more
+    window = 2 * bucket_size
     queries = length if queries is None else queries
-    if not 1 <= queries <= length:
-        raise ValueError(f"queries must be from 1 to T={length}; got {queries}")
-    check_slopes(alibi_slopes, sizes)
+    check_whole(1, length, queries=queries)
+    real = _real(key_starts, key_lengths, sizes)
+    if real is not None:
+        qk, v = (zeroed(x, ~real[:, None, :, None]) for x in (qk, v))
     if buckets is None:
         rotations = lsh_rotations(
             sizes["D"],
@@ -96,17 +125,17 @@ def lsh_attention(
             n_buckets=n_buckets or length / bucket_size,
             seed=seed,
         )
+        most = (2 * rotations.shape[-1]) ** rotations.shape[2]
+        if most * bucket_size > _MOST:
+            raise ValueError(f"n_buckets must be at most 2**29 / bucket_size; got {n_buckets}")
         buckets = lsh_buckets(qk, rotations.to(qk.device))
     else:
-        sizes["R"] = n_hashes
-        check_shape("buckets", buckets, "B H R T", sizes)
-        if buckets.is_floating_point():
-            raise ValueError(f"buckets must be whole numbers; got {buckets.dtype}")
+        if sizes["R"] != n_hashes:
+            raise ValueError(f"buckets must hold n_hashes={n_hashes} rounds; got R={sizes['R']}")
+        check_values(0, (_MOST - 1) // bucket_size, buckets=buckets)
         buckets = buckets.int()
-    real = _real(key_starts, key_lengths, sizes)
-    window = 2 * bucket_size
     if real is not None:
-        buckets = buckets.masked_fill(~real[:, None, None], 2**30 // window)
+        buckets = buckets.masked_fill(~real[:, None, None], 2 * _MOST // window)
     run = implementation(METHOD.op("lsh_attention"), impl, qk)
     with torch.autocast(qk.device.type, enabled=False):
         out = run(
@@ -140,8 +169,17 @@ def lsh_rotations(
     Returns:
         ``(H, R, F, D, n / 2)`` in float32, of ``n ** F`` buckets.
 
+    Raises:
+        ValueError: a number is not above zero, ``n_buckets`` is above 2**29, or ``seed`` is no whole number.
+
     Source: section 2 of the paper; Andoni et al. 2015 (1509.02897).
     """
+    check_whole(head_dim=head_dim, heads=heads, n_hashes=n_hashes)
+    check_whole(-(2**63), 2**64 - 1, seed=seed)
+    check_number(n_buckets=n_buckets)
+    check_positive(n_buckets=n_buckets)
+    if n_buckets > _MOST:
+        raise ValueError(f"n_buckets must be at most {_MOST}; got {n_buckets}")
     factors = 1 if n_buckets <= _ONE_HASH else 2
     half = max(1, round(n_buckets ** (1 / factors) / 2))
     generator = torch.Generator().manual_seed(seed)
@@ -166,16 +204,17 @@ def lsh_buckets(
         ``(B, H, R, T)``, int32, from 0 to below ``n ** F``. Hashes are computed in float32 at least.
 
     Raises:
-        ValueError: a shape is wrong.
+        TypeError: an argument is no tensor.
+        ValueError: a shape, dtype or device is wrong, or there are 2**31 buckets or more.
 
     Complexity: ``B H T R F D n`` operations. Source: section 2 of the paper.
     """
-    sizes: dict[str, int] = {}
-    check_shape("qk", qk, "B H T D", sizes)
-    check_shape("rotations", rotations, "G R F D half", sizes)
+    sizes = _HASH.check(qk, rotations)
     if sizes["G"] not in (1, sizes["H"]):
         raise ValueError(f"rotations must have 1 head or H={sizes['H']}; got {sizes['G']}")
-    with torch.autocast(qk.device.type, enabled=False):
+    if (2 * sizes["half"]) ** sizes["F"] >= 2**31:
+        raise ValueError(f"rotations must have below 2**31 buckets; got {2 * sizes['half']} ** {sizes['F']}")
+    with torch.autocast("cpu" if qk.is_meta else qk.device.type, enabled=False):
         x = qk.to(torch.promote_types(qk.dtype, torch.float32))
         turned = x @ rotations.to(x.dtype).permute(0, 3, 1, 2, 4).flatten(2)
     turned = turned.unflatten(-1, rotations.shape[1:3] + rotations.shape[-1:])  # (B, H, T, R, F, n / 2)
@@ -188,9 +227,8 @@ def lsh_buckets(
 def _real(starts: Tensor | None, lengths: Tensor | None, sizes: dict[str, int]) -> Tensor | None:
     """Returns the (B, T) mask of tokens that are no padding, or None when all are real."""
     real = None
-    for name, bound in (("key_starts", starts), ("key_lengths", lengths)):
+    for bound in (starts, lengths):
         if bound is not None:
-            check_shape(name, bound, "B", sizes)
             place = torch.arange(sizes["T"], device=bound.device)
             inside = place >= bound[:, None] if bound is starts else place < bound[:, None]
             real = inside if real is None else real & inside

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nonet.shapes import check_positive
+from nonet.shapes import check_whole
 
 
 def chunked(function: Callable[[Tensor], Tensor], x: Tensor, size: int, dim: int = 1) -> Tensor:
@@ -27,9 +27,17 @@ def chunked(function: Callable[[Tensor], Tensor], x: Tensor, size: int, dim: int
         the next: without gradients, or as a branch of :func:`nonet.reformer.reversible.reversible`.
 
     Raises:
-        ValueError: ``size`` is not above zero.
+        TypeError: ``function`` cannot be called, or ``x`` is no tensor.
+        ValueError: ``size`` is no whole number above zero, or ``x`` has no axis ``dim``.
 
     Source: Kitaev et al. 2020 (2001.04451), section 3, "Chunking".
     """
-    check_positive(size=size)
+    if not callable(function):
+        raise TypeError(f"function must be callable; got {type(function).__name__}")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor; got {type(x).__name__}")
+    if x.layout is not torch.strided:
+        raise ValueError(f"x must be dense, which its to_dense() is; got {x.layout}")
+    check_whole(size=size)
+    check_whole(-x.dim(), x.dim() - 1, dim=dim)
     return torch.cat([function(part) for part in x.split(size, dim)], dim=dim)

@@ -33,7 +33,8 @@ def lsh_attention(
     s = scale * (qk @ k.mT)
     if alibi_slopes is not None:
         s = s - alibi_slopes.to(s.dtype).view(-1, qk.shape[1], 1, 1) * (i - i.mT).abs()
-    s = s.masked_fill(i == i.mT, max(-1e5, torch.finfo(s.dtype).min)) + n.to(s.dtype).log()
+    itself = min(1e5, torch.finfo(s.dtype).max / 2)  # m(j, P_i): looked at only when there is nothing else
+    s = s - itself * torch.eye(len(i)).to(s) + n.to(s.dtype).log()
     return (s.softmax(-1) @ v)[:, :, -queries:]
 
 

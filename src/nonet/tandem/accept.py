@@ -6,7 +6,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nonet.shapes import check_shape
+from nonet.shapes import Tensors, check_number, check_whole
+
+_GREEDY = Tensors("V", draft="n: whole", scores="n+1 V: float")
+_SAMPLED = Tensors("V", draft="n: whole", p="n+1 V: float", q="n V: float")
 
 
 def accept_greedy(draft: Int[Tensor, " n"], scores: Float[Tensor, "n+1 V"]) -> tuple[Tensor, Tensor]:
@@ -22,11 +25,12 @@ def accept_greedy(draft: Int[Tensor, " n"], scores: Float[Tensor, "n+1 V"]) -> t
         a ``(1,)`` and x ``(1,)``.
 
     Raises:
-        ValueError: there is not one row of scores more than drafted tokens.
+        TypeError: an argument is no tensor.
+        ValueError: a dtype or device is wrong, or there is not one row of scores more than drafted tokens.
 
     Complexity: ``(n + 1) V`` comparisons. Source: Leviathan et al. 2023 (2211.17192), at temperature zero.
     """
-    check_shape("scores", scores, f"{len(draft) + 1} V", {})
+    _GREEDY.check(draft, scores)
     best = scores.argmax(-1)
     count = (draft == best[:-1]).long().cumprod(0).sum(0, keepdim=True)
     return count, best.index_select(0, count)
@@ -57,14 +61,13 @@ def accept_sampled(
         The count ``(1,)`` and the token behind ``(1,)``.
 
     Raises:
-        ValueError: shapes do not fit.
+        TypeError: an argument is no tensor.
+        ValueError: shapes, dtypes or devices do not fit.
 
     Complexity: ``O(n V)``. Source: Leviathan et al. 2023 (2211.17192), algorithm 1; Chen et al. 2023
     (2302.01318), algorithm 2.
     """
-    sizes = {"n": len(draft)}
-    check_shape("q", q, "n V", sizes)
-    check_shape("p", p, f"{len(draft) + 1} V", sizes)
+    _SAMPLED.check(draft, p, q)
     chosen = draft[:, None]
     chance = torch.rand(chosen.shape, generator=generator, device=p.device, dtype=p.dtype)
     # Not a quotient, which is no number where both are zero; and below, since chance may be zero.
@@ -89,8 +92,8 @@ def expected_tokens(acceptance: float, block: int) -> float:
 
     Source: Leviathan et al. 2023 (2211.17192), equation 1.
     """
+    check_number(acceptance=acceptance)
+    check_whole(0, block=block)
     if not 0.0 <= acceptance <= 1.0:
         raise ValueError(f"acceptance must lie between 0 and 1; got {acceptance!r}")
-    if block < 0:
-        raise ValueError(f"block must be 0 or more; got {block!r}")
     return float(sum(acceptance**i for i in range(block + 1)))

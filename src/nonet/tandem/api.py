@@ -7,8 +7,10 @@ from torch import Tensor
 
 from nonet.operators import learns
 from nonet.select import implementation
-from nonet.shapes import check_floating, check_shape
+from nonet.shapes import Tensors
 from nonet.tandem import METHOD
+
+_ROWS = Tensors(x="... I: float", weight="O I: float", bias="O: float?")
 
 
 def linear_rows(
@@ -36,23 +38,14 @@ def linear_rows(
         dtype given. All arguments get gradients, except from ``"cpu"``.
 
     Raises:
+        TypeError: an argument is no tensor.
         ValueError: a shape, dtype or device is wrong, or ``impl`` cannot serve the call.
 
     Complexity: ``2 R I O`` operations for R rows; ``"cpu"`` reads the weight from memory once, and from a
     cache again for each 8 rows (6 without AVX-512). Source: none, it is a matrix product; that tokens which
     are judged together should cost little more than one is what Leviathan et al. 2023 (2211.17192) rest on.
     """
-    sizes: dict[str, int] = {}
-    check_shape("weight", weight, "O I", sizes)
-    if x.dim() == 0 or x.shape[-1] != sizes["I"]:
-        raise ValueError(f"x must have the shape (..., I={sizes['I']}); got {tuple(x.shape)}")
-    if bias is not None:
-        check_shape("bias", bias, "O", sizes)
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
-        if tensor is not None:
-            check_floating(**{name: tensor})
-            if tensor.device != x.device:
-                raise ValueError(f"{name} must be on {x.device} as x is; got {tensor.device}")
+    _ROWS.check(x, weight, bias)
     options = [f"a weight in {str(weight.dtype).removeprefix('torch.')}"]
     if learns(x, weight, bias):
         options.append("gradient")

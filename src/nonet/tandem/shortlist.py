@@ -7,6 +7,10 @@ from torch import Tensor
 from torch.nn.functional import linear
 from transformers.modeling_utils import PreTrainedModel
 
+from nonet.shapes import Tensors, check_whole
+
+_TOKENS = Tensors(ids="...: whole")
+
 
 def frequent_tokens(ids: Tensor, size: int) -> Tensor:
     """Returns the ``size`` most frequent tokens of a text, in rising order.
@@ -16,15 +20,18 @@ def frequent_tokens(ids: Tensor, size: int) -> Tensor:
         size: how many; fewer come back when the text has fewer different ones.
 
     Raises:
-        ValueError: ``size`` is not above zero, or there are no tokens.
+        TypeError: ``ids`` is no tensor.
+        ValueError: ``size`` is no whole number above zero, or there are no tokens.
     """
-    if size < 1:
-        raise ValueError(f"size must be above zero; got {size!r}")
-    counts = torch.bincount(ids[ids >= 0].flatten())
-    if not counts.numel():
-        raise ValueError("ids holds no tokens to count")
+    _TOKENS.check(ids)
+    if ids.is_meta:
+        raise ValueError("ids must hold numbers; got a tensor on meta")
+    check_whole(size=size)
+    tokens, counts = ids[ids >= 0].unique(return_counts=True)
+    if not len(tokens):
+        raise ValueError("ids must hold a token to count, of a number from 0 up; got none")
     order = counts.argsort(descending=True, stable=True)[:size]
-    return order[counts[order] > 0].sort().values
+    return tokens[order].sort().values
 
 
 class Shortlist:

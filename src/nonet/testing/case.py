@@ -16,7 +16,7 @@ Function = Callable[..., Any]
 Arguments = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # so that what is computed for a case can be kept by it
 class Case:
     """One way to call an op of a method.
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from nonet.shapes import zeroed
+
 
 def flash_attention(
     q: Tensor,
@@ -25,6 +27,8 @@ def flash_attention(
     return_lse: bool,
 ) -> Tensor:
     """Calls ``scaled_dot_product_attention`` with the cheapest mask that says what is asked."""
+    if scale == 0:  # which the fused operator multiplies its causal mask by, minus infinity
+        q, scale = q * 0.0, 1.0
     queries, keys = q.shape[2], k.shape[2]
     grouped = q.shape[1] != k.shape[1]
     bounded = any(x is not None for x in (window, key_lengths, key_starts, query_lengths))
@@ -37,10 +41,13 @@ def flash_attention(
     bias: Tensor = seen
     if alibi_slopes is not None:
         # In the slopes' own dtype, since bfloat16 cannot tell 257 from 256.
-        bias = -alibi_slopes.to(q.device).view(-1, q.shape[1], 1, 1) * distance
+        bias = -alibi_slopes.view(-1, q.shape[1], 1, 1) * distance
         bias = bias.to(q.dtype).masked_fill(~seen, -torch.inf)
+    # Weights of zero do not hide NaN, so what nobody sees is zero too.
+    blind, unseen = ~seen.any(-1, keepdim=True), ~seen.any(-2).unsqueeze(-1)
+    q, k, v = zeroed(q, blind), zeroed(k, unseen), zeroed(v, unseen)
     out = scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=grouped)
-    return out.masked_fill(~seen.any(-1, keepdim=True), 0.0)
+    return out.masked_fill(blind, 0.0)
 
 
 def flash_attention_varlen(
@@ -68,8 +75,8 @@ def _mask(
 ) -> tuple[Tensor, Tensor]:
     """Returns the distances and which keys are seen, broadcastable to (B, H, T, S)."""
     j = torch.arange(keys, device=q.device)
-    i = torch.arange(q.shape[2], device=q.device)[:, None]
-    i = i + (keys if key_lengths is None else key_lengths.view(-1, 1, 1, 1))
+    n = torch.arange(q.shape[2], device=q.device)[:, None]
+    i = n + (keys if key_lengths is None else key_lengths.view(-1, 1, 1, 1))
     i = i - (q.shape[2] if query_lengths is None else query_lengths.view(-1, 1, 1, 1))
     signed = i - j
     seen = signed >= 0 if causal else torch.ones_like(signed, dtype=torch.bool)
@@ -79,4 +86,6 @@ def _mask(
         seen = seen & (j < key_lengths.view(-1, 1, 1, 1))
     if key_starts is not None:
         seen = seen & (j >= key_starts.view(-1, 1, 1, 1))
+    if query_lengths is not None:
+        seen = seen & (n < query_lengths.view(-1, 1, 1, 1))
     return signed.abs(), seen

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from nonet.linformer.rows import shift
+from nonet.shapes import lengths_to_mask, zeroed
 
 RUNS = 4  # blocks are computed in so many runs, so that early ones do not read the slots of late ones
 
@@ -35,6 +36,9 @@ def block_linformer_attention(
     queries = q.shape[2]
     start = torch.zeros(1, dtype=torch.long, device=q.device) if past is None else past
     offset = start % block_size
+    if past is not None:  # weights of zero do not hide NaN, so what comes after the last query is zero too
+        k, v = (_first(x, offset + queries) for x in (k, v))
+        slot_k, slot_v = (_first(x, (past + queries - 1) // block_size) for x in (slot_k, slot_v))
     if queries == 1:  # decoding: a block of which one query is wanted
         blocks = 1
         q, places = q[:, :, None], start[:, None, None]
@@ -55,6 +59,12 @@ def block_linformer_attention(
         outs.append(_attend(*tokens, *slots, places=places[:, at:to], scale=scale, slopes=alibi_slopes))
     out = torch.cat(outs, dim=2).flatten(2, 3)
     return out[:, :, :queries] if past is None or queries == 1 else shift(out, offset, queries)
+
+
+def _first(x: Tensor, count: Tensor) -> Tensor:
+    """Returns the first ``count[b]`` entries on axis 2 of each row, and zeros after them."""
+    mask = lengths_to_mask(count, x.shape[2])
+    return zeroed(x, ~mask.view(len(mask), 1, x.shape[2], *[1] * (x.dim() - 3)))
 
 
 def _in_blocks(x: Tensor, blocks: int, block_size: int) -> Tensor:
@@ -82,7 +92,7 @@ def _attend(
     if slopes is not None:
         to_slot = places - (block * size + size // 2)
         distance = torch.cat([to_slot, to_token], dim=-1)
-        bias = -slopes.to(q.device).view(-1, heads, 1, 1) * distance
+        bias = -slopes.view(-1, heads, 1, 1) * distance
         mask = bias.to(q.dtype).masked_fill(~mask, -torch.inf)
     if mask.shape[1:3] != (1, 1):
         mask = mask.expand(-1, batch, heads, -1, -1)

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from nonet.shapes import zeroed
+
 
 def _slow() -> tuple[torch.dtype, ...]:
     """Returns the halves that this processor cannot multiply but number by number."""
@@ -38,11 +40,15 @@ def grouped_lora(
     x: Tensor, a: Tensor, b: Tensor, scales: Tensor, rows: Tensor | None, base: Tensor | None
 ) -> Tensor:
     """Picks each row's factors and multiplies all rows at once."""
+    scale = scales[:, None, None]
     if rows is not None:
         pick = rows.clamp(min=0)
-        a, b = a.index_select(0, pick), b.index_select(0, pick)
-        scales = scales.index_select(0, pick).masked_fill(rows < 0, 0.0)
-    low = (torch.bmm(x, a.mT) * scales[:, None, None]).to(x.dtype)
+        a, b, scale = a.index_select(0, pick), b.index_select(0, pick), scale.index_select(0, pick)
+        if not rows.is_cpu or torch.compiler.is_compiling() or bool((rows < 0).any()):
+            # Rows without an adapter picked the first, whose NaN no weight of zero hides.
+            none = (rows < 0)[:, None, None]
+            x, a, b, scale = (zeroed(t, none) for t in (x, a, b, scale))
+    low = (torch.bmm(x, a.mT) * scale).to(x.dtype)
     return torch.bmm(low, b.mT) if base is None else torch.baddbmm(base, low, b.mT)
 
 
@@ -54,7 +60,9 @@ def _product(
     x, weight, a, b = _multiplied(x, weight, a, b)
     out = linear(x, weight, None if bias is None else bias.to(x.dtype))
     low = a @ _masked(x, keep).mT
-    return out.addmm_(low.mT, b.mT, alpha=scale).to(dtype), low.to(dtype)
+    # By zero nothing is multiplied there, so that NaN would be hidden.
+    scaled, alpha = (low, scale) if scale else (low * 0.0, 1.0)
+    return out.addmm_(scaled.mT, b.mT, alpha=alpha).to(dtype), low.to(dtype)
 
 
 def _multiplied(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:

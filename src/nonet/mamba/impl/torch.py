@@ -207,7 +207,7 @@ def _scan_backward_shapes(
 
 def _length(dt: Tensor, h: Tensor) -> int:
     """Returns the number of tokens in a block."""
-    return min(len(dt), max(_LEAST, _BLOCK // h.numel()))
+    return min(len(dt), max(_LEAST, _BLOCK // max(1, h.numel())))
 
 
 def _blocks(length: int, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.functional import scaled_dot_product_attention
 
-_HIDDEN = 1e30  # taken from the score of a key that is not seen; several of them are still finite
+_HIDDEN = -(2**23)  # as a float of 32 bits this whole number is minus infinity
 
 
 def lsh_attention(
@@ -31,12 +31,15 @@ def lsh_attention(
     k = F.normalize(qk, dim=-1, eps=1e-6)
     if attend == "bucket" and queries <= window:
         return _dense(qk[:, :, -queries:], k, v, buckets, window, causal, scale, alibi_slopes)
-    batch, heads, _, length = buckets.shape
+    batch, heads = buckets.shape[:2]
     # Half a window a chunk wastes fewer scores than a whole one, and the window reaches two chunks back.
     shape = (-(-window // 2), 2, 0 if causal else 2) if attend == "bucket" else (window, 1, 0)
     order = _Order(buckets.flatten(0, 1), *shape)
-    bias = _hidden(order, window, causal, attend, real, torch.promote_types(qk.dtype, torch.float32))
-    bias.mul_(-_HIDDEN)
+    wide = torch.promote_types(qk.dtype, torch.float32)
+    # In the same memory, since to write to fresh memory takes several times as long.
+    bias = (
+        _hidden(order, window, causal, attend, real).clamp_(max=1).mul_(_HIDDEN).view(torch.float32).to(wide)
+    )
     if alibi_slopes is not None:
         i, j = order.pairs(order.token.to(bias))
         slopes = alibi_slopes.to(bias).expand(batch, heads).reshape(-1, 1, 1, 1, 1)
@@ -47,7 +50,7 @@ def lsh_attention(
     # Rounds are merged by sums under one maximum, which is what weights by log-sum-exp come to.
     mixed, total, top = (order.undo(x) for x in (mixed, total, top))
     weight = (top - top.amax(1, keepdim=True)).exp_()
-    mixed, total = ((weight * x).sum(1).view(batch, heads, length, -1) for x in (mixed, total))
+    mixed, total = ((weight * x).sum(1).unflatten(0, (batch, heads)) for x in (mixed, total))
     alone = total == 0  # it sees nothing else, so it sees itself
     out = torch.where(alone, v, (mixed / total.masked_fill(alone, 1.0)).to(v.dtype))
     return out[:, :, -queries:]
@@ -106,7 +109,7 @@ class _Order:
         rows = _Rows.apply(x, F.pad(self.token, self.filler), self.place + self.filler[0])
         return _Near.apply(rows.unflatten(2, (-1, self.size)), self.chunks)
 
-    def pairs(self, x: Tensor, fill: float = 0.0) -> tuple[Tensor, Tensor]:
+    def pairs(self, x: Tensor, fill: int = 0) -> tuple[Tensor, Tensor]:
         """What queries and keys have of a sorted (N, R, T), to be broadcast against one another."""
         x = F.pad(x, self.filler, value=fill).unflatten(2, (-1, self.size))
         mine = x[:, :, self.back : self.back + self.chunks]
@@ -116,16 +119,14 @@ class _Order:
         """Returns (N, R, chunks, size, D) to the order of positions: (N, R, T, D)."""
         rows = x.flatten(2, 3)[:, :, : self.place.shape[-1]].flatten(0, 1)
         rows = _Rows.apply(rows, self.place.flatten(0, 1)[:, None], self.token.flatten(0, 1)[:, None])
-        return rows.view(*self.place.shape, -1)
+        return rows.view(*self.place.shape, x.shape[-1])
 
 
-def _hidden(
-    order: _Order, window: int, causal: bool, attend: str, real: Tensor | None, dtype: torch.dtype
-) -> Tensor:
+def _hidden(order: _Order, window: int, causal: bool, attend: str, real: Tensor | None) -> Tensor:
     """Returns (N, R, chunks, size, keys): zero where a round shows the key and is the first to do so.
 
-    Whole numbers held as floats, above zero where a key is hidden for one or more reasons: to compare into
-    booleans is several times slower on a CPU.
+    Whole numbers, above zero where a key is hidden for one or more reasons: to compare into booleans is
+    several times slower on a CPU. Those of 32 bits hold places among all buckets, which float32 does not.
     """
     # How far a key stands before its query in the sorted order: within a bucket, also which is earlier.
     step = torch.arange(order.size, device=order.token.device)[:, None] + order.filler[0]
@@ -134,25 +135,31 @@ def _hidden(
     if attend == "loose":
         level = order.token if causal else torch.zeros_like(order.token)
         if real is not None:
-            padding = ~real.repeat_interleave(len(level) // len(real), 0)[:, None].expand_as(level)
+            padding = ~real.repeat_interleave(len(level) // max(1, len(real)), 0)[:, None].expand_as(level)
             level = level.masked_fill(padding.gather(-1, order.token), level.shape[-1])
-        i, j = order.pairs(level.to(dtype), fill=level.shape[-1] + 1)
+        i, j = order.pairs(level.int(), fill=level.shape[-1] + 1)
         return (j - i).clamp_(0, 1).add_(never)
-    i, j = order.pairs(order.buckets.gather(-1, order.token).to(dtype), fill=-1)
+    i, j = order.pairs(order.buckets.gather(-1, order.token), fill=-1)
     hidden = (i - j).abs_().clamp_(max=1)
     if causal:
         never = never | (step < 0)
     if attend == "bucket":
         never = never | (step.abs() >= window)
         # Numbers that differ by less than a window where places do and the bucket is the same.
-        code, middle, reach = order.place + window * order.buckets, 0.0, float(window)
+        code = order.place + window * order.buckets
     else:  # numbers whose difference is 0 or 1 in the same chunk or the next, of the same bucket
-        code, middle, reach = order.place // order.size + 2 * order.buckets, 0.5, 1.5
+        code = order.place // order.size + 2 * order.buckets
+    code = code.int()
     # Where several rounds show a key the first one counts: the sum that N_ij of eq. 16 is there for.
     for r in range(code.shape[1] - 1):
         later = order.token[:, r + 1 :]
-        i, j = order.pairs(code[:, r, None].expand_as(later).gather(-1, later).to(dtype))
-        hidden[:, r + 1 :] += (i - j).sub_(middle).abs_().neg_().add_(reach).clamp_(0, 1)
+        i, j = order.pairs(code[:, r, None].expand_as(later).gather(-1, later))
+        apart = i - j
+        if attend == "bucket":
+            shown = apart.abs_().neg_().add_(window).clamp_(0, 1)
+        else:
+            shown = apart.clamp_(-1, 2).mul_(2).sub_(1).abs_().neg_().add_(3).clamp_(0, 1)
+        hidden[:, r + 1 :] += shown
     return hidden.add_(never)
 
 
@@ -162,7 +169,7 @@ class _Chunks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         e = (q @ k.mT).to(bias.dtype).add_(bias)
-        top = e.amax(-1, keepdim=True).clamp_(min=-_HIDDEN / 2)
+        top = e.amax(-1, keepdim=True).clamp_(min=torch.finfo(e.dtype).min)
         # Powers of two, since a CPU takes far longer for exp where it underflows.
         total = e.sub_(top).mul_(1 / log(2)).exp2_().sum(-1, keepdim=True)
         e = e.to(v.dtype)
@@ -211,9 +218,9 @@ class _Rows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         rows = _pick(grad.flatten(0, 1), inverse.flatten(0, 1)[:, None])
-        return rows.view(*inverse.shape, -1).sum(1), None, None
+        return rows.view(*inverse.shape, grad.shape[-1]).sum(1), None, None
 
 
 def _pick(x: Tensor, index: Tensor) -> Tensor:
     first = torch.arange(x.shape[0], device=x.device).view(-1, 1, 1) * x.shape[1]
-    return x.flatten(0, 1).index_select(0, (index + first).flatten()).view(*index.shape, -1)
+    return x.flatten(0, 1).index_select(0, (index + first).flatten()).view(*index.shape, x.shape[-1])
