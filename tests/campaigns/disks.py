@@ -33,14 +33,14 @@ def attempt(seed, number):
     with tempfile.TemporaryDirectory() as folder:
         place = fresh(folder)
         if limited:
-            room = random.randint(1, _largest(kind))
+            room = 1 + int(_largest(kind) * random.random() ** 2)
             ended = _run(
                 kind, place, first, last, lambda: _limit(room), lambda: _limit(resource.RLIM_INFINITY)
             )
             return _judged(
                 kind, place, ended, first, f"{kind}, files up to {room} from step {first} to {last}"
             )
-        room = int(_need(kind) * random.random() ** 2)
+        room = int(_need(kind) * random.random() ** 3)
         filler = place / "disk" / "filler"
         with _disk(place / "disk"):
             ended = _run(kind, place, first, last, lambda: _fill(filler, room), filler.unlink)
