@@ -14,7 +14,7 @@ COUNT, LIMIT = 200, 120
 
 
 def attempt(seed, number):
-    """Kills a run, finishes it, and returns ``"served"``; raises WrongError where something is lost or left."""
+    """Kills a run, finishes it, and returns ``"served"``; raises WrongError where a thing is lost or left."""
     random = Random(f"{seed} {number}")
     kind = KINDS[number % len(KINDS)]
     points = undisturbed(kind)[0].points
