@@ -24,8 +24,8 @@ from nonet.training.progress import busy, console
 def finetune_model(tuning: Tuning, out: Path, *, resume: bool, as_json: bool) -> int:
     """Teaches a pretrained model and writes ``out``: an adapter, or a whole model, with a card.
 
-    A checkpoint of what is trained is kept in ``out`` every twenty seconds, and at Ctrl-C after the step in
-    flight.
+    A checkpoint of what is trained is kept in ``out`` every twenty seconds, at Ctrl-C after the step in
+    flight, and after the last step.
 
     Returns:
         0 when done, 3 when stopped early.
