@@ -160,6 +160,14 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
 
 
+def test_long_names_of_folders_are_served_or_refused(tmp_path):
+    plan = make_plan(tmp_path)
+    run.begin(plan, tmp_path / ("n" * 250))
+    assert [p.name for p in (tmp_path / ("n" * 250)).iterdir()] == ["plan.json"]
+    with pytest.raises(OSError, match="File name too long; choose another folder"):
+        run.begin(plan, tmp_path / ("n" * 256))
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "report.html"])
 def test_a_folder_with_remains_of_another_comparison_is_refused(tmp_path, name):
     (tmp_path / name).write_text("")

@@ -209,6 +209,12 @@ def test_a_name_of_250_letters_is_served(place):
     assert not [f.name for f in place.iterdir() if f.name.startswith(".")]
 
 
+@pytest.mark.parametrize("name", ["full", "train"])
+def test_a_trained_model_generates_with_a_cache(name, place):
+    assert RUNS[name](place / "whole") == 0
+    assert json.loads((place / "whole" / "config.json").read_text())["use_cache"] is True
+
+
 def add(name, line):
     file = Path(name)
     file.write_text(file.read_text() + line)
