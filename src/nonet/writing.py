@@ -22,7 +22,7 @@ except ImportError:  # Windows
 _PREFIX = ".nonet-writing-"
 _ABANDONED = 86400.0  # seconds after which a folder belongs to nobody, where the system has no locks
 _ADVICE = "choose another folder"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # numbers of errors that say that there is no room
 
 Write = Callable[[Path], object]  # writes what lies at the path that it is given
 
@@ -121,7 +121,7 @@ def remove_abandoned(folder: Path) -> None:
 def cannot_write(what: str | Path, error: OSError, advice: str = _ADVICE) -> OSError:
     """Returns an error of the same number that says what cannot be written, why, and what to do."""
     reason = error.strerror or str(error)
-    room = "free some space there, or " if error.errno in _FULL else ""
+    room = "free some space there, or " if error.errno in FULL else ""
     said = type(error)(f"cannot write {what}: {reason}; {room}{advice}")
     said.errno = error.errno
     return said

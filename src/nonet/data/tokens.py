@@ -20,7 +20,7 @@ from platformdirs import user_cache_path
 from nonet.data.corpus import Corpus
 from nonet.data.split import SPLITS
 from nonet.data.tokenizer import Coder, coder
-from nonet.writing import remove_abandoned, write_folder
+from nonet.writing import FULL, cannot_write, remove_abandoned, write_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -178,9 +178,14 @@ def _write(folder: Path, corpus: Corpus, code: Coder, identity: dict[str, Any]) 
         summary = {"identity": identity, "dtype": _dtype(code).str, "tokens": tokens, "bytes": sizes}
         (fresh / _SUMMARY).write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
 
-    most = _dtype(code).itemsize * sum(len(d) + 1 for s in SPLITS for d in corpus.documents[s])
-    advice = f"{CACHE_ADVICE} (tokens of this text need up to {most:,} bytes)"
-    write_folder(folder, write, _SUMMARY, shared=True, advice=advice)
+    try:
+        write_folder(folder, write, _SUMMARY, shared=True, advice=CACHE_ADVICE)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        most = _dtype(code).itemsize * sum(len(d) + 1 for s in SPLITS for d in corpus.documents[s])
+        advice = f"{CACHE_ADVICE} (tokens of this text need up to {most:,} bytes)"
+        raise cannot_write(folder, OSError(error.errno, os.strerror(error.errno)), advice) from error
 
 
 def _write_tokens(file: BinaryIO, documents: Iterable[bytes], code: Coder) -> tuple[int, int]:
