@@ -1,4 +1,4 @@
-"""The one way to write: a file or a folder is whole or not there, wherever a process ends."""
+"""The one way to write files and folders: whenever the process ends, each is whole or absent."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,19 +21,19 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _PREFIX = ".nonet-writing-"
-_ABANDONED = 86400.0  # seconds after which a folder belongs to nobody, where the system has no locks
+_ABANDONED = 86400.0  # seconds after which a folder has no owner, on a disk or a system without locks
 _ADVICE = "choose another folder"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # numbers of errors that say that there is no room
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk without room
 
-Write = Callable[[Path], object]  # writes what lies at the path that it is given
+Write = Callable[[Path], object]  # writes the file, or fills the folder, at the path that it is given
 
 
 def write_whole(path: Path, write: Write | str) -> None:
-    """Puts a new file in place of the last one in one step; a process that ends before leaves the last one.
+    """Writes a new file, then replaces the old one in one step; a process killed before leaves the old one.
 
     Args:
         path: the file; its folder exists.
-        write: the text, or what writes the file at the path that it is given.
+        write: the text, or a function that writes the file at the path that it is given.
 
     Raises:
         OSError: the file cannot be written; the message names it and its folder.
@@ -50,17 +51,17 @@ def write_whole(path: Path, write: Write | str) -> None:
 def write_folder(
     folder: Path, write: Write, last: str, *, shared: bool = False, advice: str = _ADVICE
 ) -> None:
-    """Puts new files into a folder, after all of them are written.
+    """Writes all new files first, and then moves them into a folder.
 
-    A process that ends before leaves the old files, the new ones, or a folder without ``last``: never a
-    mix that can be read.
+    A killed process leaves the old files, the new files, or a folder without ``last``. Old and new files
+    never lie together with ``last``.
 
     Args:
-        folder: made where it is missing; its other files stay.
-        write: fills the folder that it is given.
-        last: the file that says that the others are whole. It is removed first and put in last.
-        shared: other processes read the folder, or write the same files: then ``last`` is not removed.
-        advice: what to do where it cannot be written.
+        folder: created if it is missing; its other files stay.
+        write: a function that fills the folder that it is given.
+        last: the file whose presence says that the others are whole. It is removed first and moved in last.
+        shared: other processes read the folder, or write the same files; ``last`` is then not removed.
+        advice: ends the error message with what to do.
 
     Raises:
         OSError: a file cannot be written; the message names the folder.
@@ -77,28 +78,29 @@ def write_folder(
             (folder / last).unlink(missing_ok=True)
         for file in files:
             place = folder / file.name
-            if place.is_dir() or (file.is_dir() and os.path.lexists(place)):  # these are not replaced
+            if place.is_dir() or (file.is_dir() and os.path.lexists(place)):  # replace would refuse
                 place.rename(Path(tempfile.mkdtemp(dir=scratch), file.name))
             file.replace(place)
 
 
 def check_writable(folder: Path, need: int = 0) -> None:
-    """Raises OSError where a folder cannot be made or written, or its disk has less than ``need`` bytes free.
+    """Raises OSError if a folder cannot be created or written, or its disk has less than ``need`` bytes free.
 
-    It is tried, in the nearest folder that exists, and nothing is left behind.
+    It writes a trial file in the nearest folder that exists, and removes it.
     """
     above = _nearest(folder)
     if not above.is_dir():
         raise NotADirectoryError(f"{folder}: {above} is a file; name a folder")
     with _named(folder, above):
         with _scratch(above) as scratch:
-            trial = scratch / folder.absolute().relative_to(above)
+            parts = folder.absolute().relative_to(above).parts
+            trial = scratch.joinpath(*(part for part in parts if part != ".."))  # which leads out of scratch
             trial.mkdir(parents=True, exist_ok=True)
             (trial / "trial").write_bytes(b"\n")
         free = shutil.disk_usage(above).free
     if free < need:
         full = OSError(
-            f"the disk of {folder} has {free:,} bytes free, and {need:,} are needed; free some space there, "
+            f"the disk of {folder} has {free:,} bytes free, but {need:,} are needed; free some space there, "
             "or choose another folder"
         )
         full.errno = errno.ENOSPC
@@ -106,16 +108,15 @@ def check_writable(folder: Path, need: int = 0) -> None:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Removes what processes that were killed as they wrote into a folder have left there."""
+    """Removes what killed writers left in a folder; a living writer keeps its files."""
     for place in folder.glob(f"{_PREFIX}*"):
         lock = _open(place)
-        if lock is None:
-            continue
         try:
-            if _abandoned(lock):
+            if _abandoned(place, lock):
                 shutil.rmtree(place, ignore_errors=True)
         finally:
-            os.close(lock)
+            if lock is not None:
+                os.close(lock)
 
 
 def cannot_write(what: str | Path, error: OSError, advice: str = _ADVICE) -> OSError:
@@ -129,7 +130,7 @@ def cannot_write(what: str | Path, error: OSError, advice: str = _ADVICE) -> OSE
 
 @contextlib.contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """An empty folder in a folder, so on its disk, that nobody can foresee; this process keeps it locked."""
+    """An empty folder of an unpredictable name inside a folder, so on its disk; this process locks it."""
     remove_abandoned(folder)
     while True:
         scratch = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))
@@ -137,7 +138,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
         if fcntl is not None and lock is not None:
             with contextlib.suppress(OSError):  # a disk without locks
                 fcntl.flock(lock, fcntl.LOCK_EX)
-        if scratch.exists():  # nobody took it for abandoned before it was locked
+        if scratch.exists():  # no other process removed it before it was locked
             break
         if lock is not None:
             os.close(lock)
@@ -150,8 +151,8 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _named(what: str | Path, folder: Path, advice: str = _ADVICE) -> Iterator[None]:
-    """Makes one sentence of an error of writing into a folder: what, why, and what to do."""
-    if folder.name.startswith(_PREFIX):  # whoever writes the folder above says it
+    """Turns an error of writing into a folder into one sentence: what, why, and what to do."""
+    if folder.name.startswith(_PREFIX):  # the writer of the folder above names it
         yield
         return
     try:
@@ -164,7 +165,7 @@ def _named(what: str | Path, folder: Path, advice: str = _ADVICE) -> Iterator[No
         raise cannot_write(what, OSError(code, os.strerror(code)), advice) from error
     except OSError as error:
         inside = error.filename is None or _within(error.filename, folder)
-        if error.strerror is None or not inside:  # it is one sentence already, or of something else
+        if error.strerror is None or not inside:  # a sentence already, or about another file
             raise
         raise cannot_write(what, error, advice) from error
 
@@ -173,9 +174,9 @@ def _within(name: str | bytes, folder: Path) -> bool:
     return Path(os.fsdecode(name)).absolute().is_relative_to(folder.absolute())
 
 
-def _abandoned(lock: int) -> bool:
+def _abandoned(place: Path, lock: int | None) -> bool:
     """Whether no process writes in a folder: the system unlocks it when its process ends."""
-    if fcntl is not None:
+    if fcntl is not None and lock is not None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -184,11 +185,15 @@ def _abandoned(lock: int) -> bool:
             pass
         else:
             return True
-    return time.time() - os.fstat(lock).st_mtime > _ABANDONED
+    try:
+        about = place.lstat()
+    except OSError:  # its owner has just removed it
+        return False
+    return stat.S_ISDIR(about.st_mode) and time.time() - about.st_mtime > _ABANDONED
 
 
 def _open(place: Path) -> int | None:
-    """Opens a folder, never a link to one; None where that cannot be done."""
+    """Opens a folder, never a link to one; None if it is gone, or on a system that opens no folders."""
     try:
         return os.open(place, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0))
     except OSError:
@@ -196,7 +201,7 @@ def _open(place: Path) -> int | None:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder, or the nearest thing above it that exists, a link among them if it leads nowhere."""
+    """The folder itself or the nearest path above it that exists; a dangling link counts as existing."""
     place = folder.absolute()
     while not os.path.lexists(place) and place != place.parent:
         place = place.parent
@@ -204,6 +209,6 @@ def _nearest(folder: Path) -> Path:
 
 
 def _sync(file: Path) -> None:
-    """Waits until the disk has a file; some disks say only then that they are full."""
+    """Waits until a file is on disk; some disks report only then that they are full."""
     with file.open("r+b") as opened:
         os.fsync(opened.fileno())

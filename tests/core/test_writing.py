@@ -190,15 +190,33 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(NAMES)
 
 
-def test_on_a_disk_without_locks_what_is_left_is_removed_after_a_day(tmp_path, monkeypatch):
+@pytest.mark.parametrize("opens", [True, False])  # not every system opens a folder
+def test_without_locks_what_is_left_is_removed_after_a_day(opens, tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "fcntl", None)
+    if not opens:
+        monkeypatch.setattr(writing, "_open", lambda place: None)
     for name, age in (("old", 2 * 86_400), ("now", 60)):
         left = tmp_path / f".nonet-writing-{name}"
         left.mkdir()
         then = left.stat().st_mtime - age
         os.utime(left, (then, then))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / ".nonet-writing-link").symlink_to("mine")
+    os.utime(tmp_path / ".nonet-writing-link", (0, 0), follow_symlinks=False)
     remove_abandoned(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == [".nonet-writing-now"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        ".nonet-writing-link",
+        ".nonet-writing-now",
+        "mine",
+    ]
+
+
+@pytest.mark.parametrize("out", ["new/../out", "new/../../out", "../out", "a/b/c"])
+def test_the_trial_stays_inside_its_folder(out, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    check_writable(Path(out))
+    assert [p.name for p in tmp_path.rglob("*")] == ["here"]
 
 
 def test_whether_a_folder_can_be_written_is_tried_and_leaves_nothing(tmp_path, monkeypatch):
@@ -212,7 +230,7 @@ def test_whether_a_folder_can_be_written_is_tried_and_leaves_nothing(tmp_path, m
     with pytest.raises(OSError, match=r"cannot write .*n: File name too long; choose another folder"):
         check_writable(tmp_path / ("n" * 256))
     with pytest.raises(
-        OSError, match=r"the disk of .*out has [\d,]+ bytes free, and [\d,]+ are needed; free some"
+        OSError, match=r"the disk of .*out has [\d,]+ bytes free, but [\d,]+ are needed; free some"
     ):
         check_writable(tmp_path / "out", 1 << 60)
 

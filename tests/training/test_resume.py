@@ -191,7 +191,7 @@ def test_a_disk_without_room_is_refused_before_the_first_step(place, monkeypatch
     monkeypatch.setattr(fit, "make_trainer", lambda *_, **__: pytest.fail("a step was to be made"))
     free = shutil.disk_usage(place)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
-    with pytest.raises(OSError, match=r"the disk of .*other has 1,000 bytes free, and [\d,]+ are needed"):
+    with pytest.raises(OSError, match=r"the disk of .*other has 1,000 bytes free, but [\d,]+ are needed"):
         RUNS["full"](place / "other")
     assert not (place / "other").exists()
 
@@ -275,7 +275,7 @@ def test_a_damaged_checkpoint_is_named(place):
             RUNS["full"](place / "full", resume=True)
     for about in (None, {"about": "{"}, {"about": "[]"}, {"about": '{"step": 2}'}):
         save_file(kept, file, about)
-        with pytest.raises(ValueError, match=r"checkpoint\.safetensors is no checkpoint of nonet"):
+        with pytest.raises(ValueError, match=r"checkpoint\.safetensors is not a checkpoint of nonet"):
             RUNS["full"](place / "full", resume=True)
 
 
@@ -288,7 +288,7 @@ def test_a_checkpoint_of_other_weights_is_refused(place):
     for changed in ({name: kept[name][:1]}, {f"{name}.other": kept[name].clone()}):
         save_file({**kept, **changed}, file, about)
         with pytest.raises(
-            ValueError, match=r"checkpoint\.safetensors holds other parameters than are trained"
+            ValueError, match=r"checkpoint\.safetensors does not hold the parameters that are trained"
         ):
             RUNS["lora"](place / "lora", resume=True)
 

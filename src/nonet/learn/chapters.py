@@ -11,7 +11,7 @@ from pathlib import Path
 import nonet
 from nonet.extras import pip_install
 from nonet.registry import methods
-from nonet.writing import write_whole
+from nonet.writing import remove_abandoned, write_whole
 
 
 def chapter(method: str) -> Path:
@@ -46,6 +46,7 @@ def write_notebooks(folder: Path) -> dict[str, Path]:
     except ModuleNotFoundError as error:
         raise _without_extra() from error
     folder.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(folder)
     places = {method.name: folder / f"{method.name}.ipynb" for method in methods()}
     for name, place in places.items():
         if not place.exists():

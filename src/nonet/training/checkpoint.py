@@ -1,4 +1,4 @@
-"""What an unfinished training has learned, its optimiser's moments and random states: never a pickle."""
+"""The checkpoint of an unfinished training: weights, optimiser moments and random states, in safetensors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MODEL, _OPTIMIZER, _RANDOM = "model.", "optimizer.", "random."  # what the name
 def save_checkpoint(
     directory: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, about: dict[str, Any]
 ) -> None:
-    """Writes ``directory/checkpoint.safetensors``, one file, which replaces the last one in one step.
+    """Writes ``directory/checkpoint.safetensors``: a single file, which replaces the last one in one step.
 
     Raises:
         DivergedError: a weight is not finite; the last checkpoint stays.
@@ -42,14 +42,14 @@ def save_checkpoint(
             tensors[f"{_OPTIMIZER}{index}.{name}"] = torch.as_tensor(value).contiguous()
     tensors |= {_RANDOM + name: tensor for name, tensor in random_states().items()}
     size, result = (sum(t.nbytes for t in them.values()) for them in (tensors, trained))
-    # Beside a first checkpoint the result must still fit.
+    # After a first checkpoint the result must still fit; later ones take no more room.
     check_writable(directory, size if (directory / NAME).exists() else size + result)
     directory.mkdir(parents=True, exist_ok=True)
     write_whole(directory / NAME, lambda path: save_file(tensors, path, {"about": to_json(about)}))
 
 
 def read_about(directory: Path) -> dict[str, Any] | None:
-    """Returns what the checkpoint says of itself, or None when there is none.
+    """Returns what the checkpoint records about its run, or None if there is none.
 
     Raises:
         ValueError: it cannot be read; the message names the file.
@@ -62,19 +62,21 @@ def read_about(directory: Path) -> dict[str, Any] | None:
         except (ValueError, RecursionError):
             about = None
         if not isinstance(about, dict) or not {"recipe", "rests_on", "step", "seconds"} <= about.keys():
-            raise ValueError(f"{directory / NAME} is no checkpoint of nonet; begin again with another --out")
+            raise ValueError(
+                f"{directory / NAME} is not a checkpoint of nonet; begin again with another --out"
+            )
         return about
 
 
 def load_checkpoint(
     directory: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer | None
 ) -> dict[str, Tensor]:
-    """Gives the model and the optimiser back what the checkpoint holds, and returns the random states.
+    """Restores the model and the optimiser from a checkpoint, and returns the random states.
 
     Args:
-        directory: that holds it.
-        model: gets the weights that are trained.
-        optimizer: gets its moments; None where there is nothing left to train.
+        directory: the directory that holds the checkpoint.
+        model: gets the trained weights.
+        optimizer: gets its moments; None if there is nothing left to train.
 
     Raises:
         ValueError: it cannot be read, or holds other parameters than those that are trained.
@@ -87,7 +89,7 @@ def load_checkpoint(
     other |= {n for n in weights.keys() & trained.keys() if weights[n].shape != trained[n].shape}
     if other:
         raise ValueError(
-            f"{directory / NAME} holds other parameters than are trained ({min(other)}, for one); "
+            f"{directory / NAME} does not hold the parameters that are trained ({min(other)}, for one); "
             "begin again with another --out"
         )
     with torch.no_grad():
@@ -103,7 +105,7 @@ def load_checkpoint(
 
 
 def remove_checkpoint(directory: Path) -> None:
-    """Removes the checkpoint of a training that is finished."""
+    """Removes the checkpoint of a finished training."""
     (directory / NAME).unlink(missing_ok=True)
 
 
@@ -129,18 +131,18 @@ def _opened(directory: Path) -> Iterator[Any]:
 
 
 class Keeper(TrainerCallback):
-    """Saves a checkpoint every so many seconds, after the last step, and when the training is asked to stop.
+    """Saves a checkpoint every ``every`` seconds, after the last step, and when training is asked to stop.
 
-    A checkpoint that cannot be written is no reason to end a training: people are told, and it goes on.
+    A checkpoint that cannot be written does not end the training: a message says so once.
 
     Args:
-        directory: where the checkpoint lies.
-        about: what it says of itself, beside the step and the seconds.
+        directory: the directory of the checkpoint.
+        about: what the checkpoint records about its run, besides the step and the seconds.
         first_step: steps that an earlier run has done.
-        steps: of the whole training.
+        steps: steps of the whole training.
         every: seconds between checkpoints.
-        seconds: says how long the steps have taken so far.
-        say: tells people.
+        seconds: returns how long the steps have taken so far.
+        say: prints a message for people.
     """
 
     def __init__(
@@ -161,7 +163,7 @@ class Keeper(TrainerCallback):
         self.random: dict[str, Tensor] | None = None  # of the checkpoint that is continued
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Goes on with the random numbers of the earlier run, once the data are at hand."""
+        """Restores the random states of the earlier run, after the data loader has drawn from them."""
         if self.random is not None:
             set_random_states(self.random)
             self.random = None

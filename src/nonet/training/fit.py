@@ -82,8 +82,8 @@ class Fit:
     ) -> float | None:
         """Trains from step ``first`` on; returns the seconds of training steps, None when stopped early.
 
-        A run that is stopped and resumed gives the weights of one that was not, to the bit. One that was
-        stopped after its last step gets the weights of its checkpoint.
+        A run that is stopped and resumed gives the same weights as an undisturbed run, to the bit. A run that
+        was stopped after its last step takes the weights of its checkpoint and trains no more.
 
         Args:
             model: what is trained: its parameters that require gradients.
@@ -96,7 +96,7 @@ class Fit:
 
         Raises:
             ValueError: a resumed run rests on something that has changed.
-            OSError: the disk has no room for what is trained, or the training was asked to stop and its
+            OSError: the disk has no room for the trained weights, or the training was asked to stop and its
                 checkpoint could not be written.
             DivergedError: a loss or a weight is not finite; the last checkpoint stays.
         """
@@ -124,7 +124,6 @@ class Fit:
             trainer = make_trainer(
                 model,
                 rest,
-                directory=self.out,
                 learning_rate=self.learning_rate,
                 batch=self.batch,
                 steps=self.steps,
@@ -157,10 +156,10 @@ class Fit:
                 raise self._diverged(DivergedError(f"{name.replace('_', ' ')} is {value} after training"))
 
     def finish(self, write: Callable[[Path], object], last: str = "config.json") -> None:
-        """Lets ``write`` fill ``out``, the file ``last`` after the others, and removes the checkpoint.
+        """Fills ``out`` by ``write``, the file ``last`` after all others, and then removes the checkpoint.
 
         Raises:
-            OSError: a file cannot be written; the message says which checkpoint stays.
+            OSError: a file cannot be written; the message says which checkpoint is kept.
         """
         try:
             write_folder(self.out, write, last)
@@ -169,11 +168,11 @@ class Fit:
         remove_checkpoint(self.out)
 
     def _check_room(self, model: PreTrainedModel, people: Console) -> None:
-        """Raises OSError where the result has no room on the disk; tells where checkpoints may have none."""
+        """Raises OSError if the result does not fit on the disk; warns if only checkpoints may not fit."""
         result = sum(p.nbytes for p in model.parameters() if p.requires_grad)
         check_writable(self.out, result)
         try:
-            check_writable(self.out, 6 * result)  # weights and two moments, and as much for the next
+            check_writable(self.out, 6 * result)  # weights and two moments, twice: the last file and the next
         except OSError as error:
             people.print(f"Checkpoints may not fit: {error}. The run goes on.")
 

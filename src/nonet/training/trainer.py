@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,7 +67,6 @@ def make_trainer(
     model: PreTrainedModel,
     train: Dataset[Any],
     *,
-    directory: Path,
     learning_rate: float,
     batch: int,
     steps: int,
@@ -83,7 +81,6 @@ def make_trainer(
     Args:
         model: what is trained.
         train: items with ``input_ids`` and ``labels``.
-        directory: which Trainer makes, and writes nothing to.
         learning_rate: the peak.
         batch: sequences a step, on every device.
         steps: optimiser steps of the whole training.
@@ -96,7 +93,7 @@ def make_trainer(
     Training raises :class:`DivergedError` before a loss or a gradient that is not finite changes a weight.
     """
     settings = TrainingArguments(
-        output_dir=str(directory),
+        output_dir=".",  # Trainer makes this folder, and writes nothing there
         max_steps=steps - first_step,
         per_device_train_batch_size=batch,
         learning_rate=learning_rate,
