@@ -53,14 +53,14 @@ def write_folder(
 ) -> None:
     """Writes all new files first, and then moves them into a folder.
 
-    A killed process leaves the old files, the new files, or a folder without ``last``. Old and new files
-    never lie together with ``last``.
+    A killed process leaves the old files, the new files, or a folder without ``last``: old and new files
+    never lie beside ``last`` together, unless the folder is shared.
 
     Args:
         folder: created if it is missing; its other files stay.
         write: a function that fills the folder that it is given.
         last: the file whose presence says that the others are whole. It is removed first and moved in last.
-        shared: other processes read the folder, or write the same files; ``last`` is then not removed.
+        shared: other processes read the folder, or write the same files; ``last`` then stays, and readers check.
         advice: ends the error message with what to do.
 
     Raises:
