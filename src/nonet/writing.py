@@ -60,7 +60,7 @@ def write_folder(
         folder: created if it is missing; its other files stay.
         write: a function that fills the folder that it is given.
         last: the file whose presence says that the others are whole. It is removed first and moved in last.
-        shared: other processes read the folder, or write the same files; ``last`` then stays, and readers check.
+        shared: other processes read the folder, or write the same files; ``last`` then stays.
         advice: ends the error message with what to do.
 
     Raises:
