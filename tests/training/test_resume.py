@@ -204,6 +204,16 @@ def test_an_out_that_cannot_be_made_is_refused_at_once(place, monkeypatch):
         RUNS["lora"](place / "text.txt" / "out")
 
 
+def test_what_there_is_to_resume_is_said(place):
+    with pytest.raises(ValueError, match="whole holds no checkpoint; leave --resume out to begin"):
+        RUNS["lora"](place / "whole", resume=True)
+    assert RUNS["lora"](place / "whole") == 0
+    with pytest.raises(
+        ValueError, match=r"whole holds no checkpoint; it holds a finished training.*another --out"
+    ):
+        RUNS["lora"](place / "whole", resume=True)
+
+
 def test_a_name_of_250_letters_is_served(place):
     assert RUNS["lora"](place / ("n" * 250)) == 0
     assert not [f.name for f in place.iterdir() if f.name.startswith(".")]

@@ -55,9 +55,15 @@ class Fit:
         check_writable(self.out)
         remove_abandoned(self.out)
         about = read_about(self.out)
+        empty = not self.out.exists() or not any(self.out.iterdir())
         if resume:
             if about is None:
-                raise ValueError(f"--resume: {self.out} holds no checkpoint; leave --resume out to begin")
+                hint = (
+                    "leave --resume out to begin"
+                    if empty
+                    else "it holds a finished training, or other files; name another --out to begin a new one"
+                )
+                raise ValueError(f"--resume: {self.out} holds no checkpoint; {hint}")
             other = [k for k, v in self.recipe.items() if about["recipe"].get(k) != v]
             if other:
                 raise ValueError(
@@ -65,7 +71,7 @@ class Fit:
                     "give the options of its run, or begin again with another --out"
                 )
             return int(about["step"])
-        if self.out.exists() and any(self.out.iterdir()):
+        if not empty:
             hint = "continue it with --resume" if about else "name another --out"
             raise ValueError(f"{self.out} is not empty; {hint}")
         return 0
