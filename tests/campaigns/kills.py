@@ -14,15 +14,19 @@ COUNT, LIMIT = 200, 120
 
 
 def attempt(seed, number):
-    """Kills a run, finishes it, and returns ``"served"``; raises WrongError where a thing is lost or left."""
+    """Kills a run, finishes it, and returns ``"served"``; raises WrongError if something is lost or left."""
     random = Random(f"{seed} {number}")
     kind = KINDS[number % len(KINDS)]
     points = undisturbed(kind)[0].points
     places = [random.randint(1, points)]
-    if number % 2:  # a second time, while what the first left is put in order or later
+    if number % 2:  # a second time, while it recovers or later
         places.append(random.randint(1, max(10, points - places[0])))
-    half = random.random() < 0.5
-    what = f"{kind}, killed at {places} of {points}{' with half of a file' if half else ''}"
+    return kill(kind, places, random.random() < 0.5)
+
+
+def kill(kind, places, half):
+    """Kills a run at the operations of the given numbers, one run after the other, and finishes it."""
+    what = f"{kind}, killed at {places}{' with half of a file' if half else ''}"
     with tempfile.TemporaryDirectory() as folder:
         place, had = fresh(folder), 0
         for death in places:
