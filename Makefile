@@ -1,7 +1,7 @@
 # Things to do, each of which sets the project up first when that has not been done:
 #   make test           the whole gate
 #   make test-versions  its last part: what users install, and the oldest versions that nonet allows
-#   make campaign       thousands of hostile calls of every operation, plain and under sanitizers
+#   make campaign       thousands of attempts to break nonet: hostile calls and files, kills, full disks
 #   make compare        every method compared on Python's standard library, in a few minutes
 # and two for readers:
 #   make notebook       the notebook, in JupyterLab
@@ -29,7 +29,7 @@ BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 help:
 	@echo 'make test           set up, then run the whole gate: style, types, layers, tests'
 	@echo 'make test-versions  set up, then test a plain install, and the oldest versions that nonet allows'
-	@echo 'make campaign       set up, then try to break nonet: random calls, plain and under sanitizers'
+	@echo 'make campaign       set up, then try to break nonet: hostile calls and files, kills, full disks'
 	@echo 'make compare        set up, then compare all methods in a few minutes (nonet compare --quick)'
 	@echo 'make notebook       set up, then open the notebook in JupyterLab'
 	@echo 'make docs           set up, then run the notebook and build the site, with its chapters, in build/site'

@@ -20,8 +20,8 @@ import nbformat
 import tables
 
 from nonet import methods
-from nonet.compare.store import write_atomically
 from nonet.registry import Method
+from nonet.writing import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "Recent Methods in Transformers.ipynb"
@@ -112,7 +112,7 @@ def main() -> int:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # when it ran says nothing
     if asked.write:
-        write_atomically(NOTEBOOK, nbformat.writes(notebook) + "\n")
+        write_whole(NOTEBOOK, nbformat.writes(notebook) + "\n")
     return 0
 
 

@@ -1,6 +1,6 @@
 """Runs campaigns: many random attempts to break nonet, and one table of how they ended.
 
-    python tests/campaigns/run.py [calls ...] [--seed 0] [--count 10000] [--sanitize]
+    python tests/campaigns/run.py [calls kills disks ...] [--seed 0] [--count 10000] [--sanitize]
 
 A campaign is a module of this folder with ``COUNT``, how many attempts make it whole, ``LIMIT``, the seconds
 after which one hangs, and ``attempt(seed, number)``, which returns ``"served"`` or ``"refused"`` and raises
@@ -22,7 +22,7 @@ from rich.table import Table
 from workers import outcomes
 
 HERE = Path(__file__).parent
-CAMPAIGNS = ("calls", "files")
+CAMPAIGNS = ("calls", "files", "kills", "disks")
 SHOWN = 50  # failures that are printed whole
 
 

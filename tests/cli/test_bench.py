@@ -86,3 +86,12 @@ def test_bad_input_says_what_to_do(arguments, code, message, refused, tmp_path, 
     found, told = refused("bench", *arguments)
     assert found == code, told
     assert message in told
+
+
+@pytest.mark.parametrize("command", [["bench", "--quick"], ["claims"]])
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(command, refused, tmp_path):
+    (tmp_path / "file").touch()
+    assert refused(*command, "--out", tmp_path / "file" / "out") == (
+        1,
+        f"{tmp_path / 'file' / 'out'}: {tmp_path / 'file'} is a file; name a folder",
+    )

@@ -10,7 +10,7 @@ from torch import nn
 
 from nonet.files import to_json
 from nonet.training import fit, make_trainer
-from nonet.training.checkpoint import save_checkpoint
+from nonet.training.checkpoint import read_about, save_checkpoint
 from nonet.training.diverged import DivergedError
 
 
@@ -27,36 +27,37 @@ class Line(nn.Module):
         return {"loss": loss}
 
 
-def trainer(model, scales, directory):
+def trainer(model, scales):
     items = [{"scale": torch.tensor(scale)} for scale in scales]
     sizes = {"learning_rate": 0.1, "batch": 1, "steps": len(items), "seed": 0, "device": "cpu"}
-    return make_trainer(model, items, directory=directory, callbacks=[], first_step=0, **sizes)
+    return make_trainer(model, items, callbacks=[], first_step=0, **sizes)
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
-def test_a_gradient_that_is_not_finite_never_reaches_the_weights(bad, tmp_path):
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(bad):
     good, both = Line(), Line()
-    trainer(good, [1.0], tmp_path).train()
+    trainer(good, [1.0]).train()
     with pytest.raises(DivergedError, match=r"the gradient is (inf|nan) at step 2, with .* 0\.1"):
-        trainer(both, [1.0, bad], tmp_path).train()
+        trainer(both, [1.0, bad]).train()
     assert math.isfinite(both.weight.item())
     assert both.weight.item() < 1
     with torch.no_grad():
         both.weight.fill_(bad)
     with pytest.raises(DivergedError, match="the loss is"):
-        trainer(both, [1.0], tmp_path).train()
+        trainer(both, [1.0]).train()
 
 
 def test_a_checkpoint_never_holds_a_weight_that_is_not_finite(tmp_path):
     model = Line()
     optimizer = torch.optim.AdamW(model.parameters())
-    save_checkpoint(tmp_path, model, optimizer, {"step": 1})
+    about = {"recipe": {}, "rests_on": {}, "seconds": 0.0}
+    save_checkpoint(tmp_path, model, optimizer, {**about, "step": 1})
     with torch.no_grad():
         model.weight.fill_(math.nan)
     with pytest.raises(DivergedError, match="a weight is not finite after step 2"):
-        save_checkpoint(tmp_path, model, optimizer, {"step": 2})
-    assert json.loads((tmp_path / "checkpoint" / "about.json").read_text())["step"] == 1
-    assert load_file(tmp_path / "checkpoint" / "model.safetensors")["weight"].item() == 1
+        save_checkpoint(tmp_path, model, optimizer, {**about, "step": 2})
+    assert read_about(tmp_path)["step"] == 1
+    assert load_file(tmp_path / "checkpoint.safetensors")["model.weight"].item() == 1
 
 
 @pytest.fixture
@@ -91,8 +92,8 @@ def test_a_command_stops_and_says_what_to_try(command, model, text, tmp_path, in
     assert "training diverged: " in said
     assert f"stays in {out}" in said
     assert "a lower --learning-rate, such as 1e+17" in said
-    assert [f.name for f in out.iterdir()] == ["checkpoint"]
-    kept = load_file(out / "checkpoint" / "model.safetensors")
+    assert [f.name for f in out.iterdir()] == ["checkpoint.safetensors"]
+    kept = load_file(out / "checkpoint.safetensors")
     assert all(bool(tensor.isfinite().all()) for tensor in kept.values())
 
 

@@ -31,6 +31,14 @@ def test_a_notebook_that_is_there_stays(tmp_path):
     assert (tmp_path / "flash.ipynb").read_text() == "mine"
 
 
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    assert invoke("--write-only", "--out", tmp_path).exit_code == 0
+    written = sorted(tmp_path.iterdir())
+    (tmp_path / ".nonet-writing-killed").mkdir()
+    assert invoke("--write-only", "--out", tmp_path).exit_code == 0
+    assert sorted(tmp_path.iterdir()) == written
+
+
 def test_jupyter_opens_the_chapter(tmp_path, monkeypatch):
     opened = []
     monkeypatch.setattr(chapters, "open_jupyter", lambda place, browser: opened.append((place, browser)) or 0)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nonet.model.modeling  # noqa: F401  (makes the architecture known to the Auto classes)
+from nonet.training.checkpoint import read_about
 
 TRAIN = ["train", "--window", "32", "--batch", "4", "--tokens"]
 
@@ -65,8 +66,7 @@ def test_a_stopped_training_continues_to_the_same_weights(invoke, refused, text,
         process.send_signal(signal.SIGINT)
         process.stderr.read()
     assert process.returncode == 3
-    assert (parts / "checkpoint" / "about.json").exists()
-    step = json.loads((parts / "checkpoint" / "about.json").read_text())["step"]
+    step = read_about(parts)["step"]
     assert 0 < step < 150
 
     code, told = refused(*arguments, "--out", parts)
@@ -78,7 +78,7 @@ def test_a_stopped_training_continues_to_the_same_weights(invoke, refused, text,
 
     done = invoke(*arguments, "--out", parts, "--resume")
     assert done.exit_code == 0, done.exception
-    assert not (parts / "checkpoint").exists()
+    assert not (parts / "checkpoint.safetensors").exists()
     expected, found = (load_file(d / "model.safetensors") for d in (whole, parts))
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)

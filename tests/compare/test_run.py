@@ -1,10 +1,12 @@
 """Cells in processes of their own: one that dies is lost alone, and a stopped comparison continues."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 
@@ -144,14 +146,26 @@ def test_folders_that_cannot_serve_are_refused(tmp_path):
         assert "--out" in str(refused.value)
 
 
+def _refuse(*arguments, **options):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="file is a file; name a folder"):
         run.check_new(tmp_path / "file" / "out")
-    monkeypatch.setattr(run.os, "access", lambda place, mode: False)
-    with pytest.raises(PermissionError, match="cannot be written; name another --out"):
+    monkeypatch.setattr(tempfile, "mkdtemp", _refuse)
+    with pytest.raises(PermissionError, match=r"cannot write .*b: Permission denied; choose another folder"):
         run.check_new(tmp_path / "a" / "b")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_long_names_of_folders_are_served_or_refused(tmp_path):
+    plan = make_plan(tmp_path)
+    run.begin(plan, tmp_path / ("n" * 250))
+    assert [p.name for p in (tmp_path / ("n" * 250)).iterdir()] == ["plan.json"]
+    with pytest.raises(OSError, match="File name too long; choose another folder"):
+        run.begin(plan, tmp_path / ("n" * 256))
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "report.html"])

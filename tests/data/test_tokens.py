@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -145,11 +146,62 @@ def _of_another_text(path):
     path.write_text(json.dumps(summary))
 
 
-_OF_ANY = [Path.unlink, _shorter, _garbage]
-_OF_TOKENS = [*_OF_ANY, _longer, _of_another_type, _of_another_length, _pickled]
+def _emptied(path):
+    path.write_bytes(b"")
+
+
+def _archive(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("train.npy", b"")
+
+
+def _folder(path):
+    path.unlink()
+    path.mkdir()
+    (path / "something").write_text("else")
+
+
+def _link_to_nowhere(path):
+    path.unlink()
+    path.symlink_to(path.with_name("nowhere"))
+
+
+def _pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _json(text):
+    def damage(path):
+        path.write_text(text)
+
+    return damage
+
+
+def _numbers(value):
+    def damage(path):
+        summary = json.loads(path.read_text())
+        path.write_text(json.dumps({**summary, "tokens": dict.fromkeys(SPLITS, value)}))
+
+    return damage
+
+
+_OF_ANY = [Path.unlink, _shorter, _garbage, _emptied, _archive, _folder, _link_to_nowhere]
+_OF_TOKENS = [
+    *_OF_ANY,
+    *([_pipe] if hasattr(os, "mkfifo") else []),
+    _longer,
+    _of_another_type,
+    _of_another_length,
+    _pickled,
+]
+_OF_SUMMARIES = [
+    *map(_json, ("null", "[]", '"text"', "1", "[" * 100_000, '{"identity": null}')),
+    *map(_numbers, (None, "many", -1, 1e400, 1 << 70, [1])),
+]
 _DAMAGES = [
     *((f"{split}.npy", damage) for split in SPLITS for damage in _OF_TOKENS),
-    *(("summary.json", damage) for damage in (*_OF_ANY, _of_another_text)),
+    *(("summary.json", damage) for damage in (*_OF_ANY, *_OF_SUMMARIES, _of_another_text)),
 ]
 
 
@@ -181,17 +233,16 @@ def test_a_run_that_stops_leaves_nothing_half_written(tmp_path):
     assert encode_corpus(corpus, cache_dir=tmp_path).test.tolist() == _bytes_of([b"text"])
 
 
-def test_what_a_killed_run_left_is_removed_after_a_day(corpus, tmp_path):
+def test_what_a_killed_run_left_is_removed(corpus, tmp_path):
     folder = encode_corpus(corpus, cache_dir=tmp_path).folder
-    for name, age in (("writing-old", 2 * 86_400), ("writing-now", 60)):
-        left = folder / name
+    for whole in (True, False):
+        left = folder / ".nonet-writing-old"
         left.mkdir()
         (left / "train.npy").write_bytes(b"half")
-        then = left.stat().st_mtime - age
-        os.utime(left, (then, then))
-    (folder / "summary.json").unlink()
-    encode_corpus(corpus, cache_dir=tmp_path)
-    assert [path.name for path in folder.glob("writing-*")] == ["writing-now"]
+        if not whole:
+            (folder / "summary.json").unlink()
+        encode_corpus(corpus, cache_dir=tmp_path)
+        assert not left.exists()
 
 
 def test_a_full_disk_names_the_folder_and_the_need(corpus, tmp_path, monkeypatch):
@@ -201,7 +252,7 @@ def test_a_full_disk_names_the_folder_and_the_need(corpus, tmp_path, monkeypatch
     monkeypatch.setattr(tokens, "_write_header", full)
     need = 2 * sum(len(document) + 1 for documents in PARTS.values() for document in documents)
     with pytest.raises(
-        OSError, match=rf"disk is full: {tmp_path}.* needs up to {need} bytes.*NONET_CACHE"
+        OSError, match=rf"{tmp_path}.*: No space left.*; free some .*NONET_CACHE .* up to {need} bytes"
     ) as e:
         encode_corpus(corpus, cache_dir=tmp_path)
     assert e.value.errno == errno.ENOSPC
@@ -210,7 +261,7 @@ def test_a_full_disk_names_the_folder_and_the_need(corpus, tmp_path, monkeypatch
 
 def test_a_folder_that_cannot_be_made_says_what_to_do(corpus, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"no tokens can be kept in .*; set NONET_CACHE to a folder"):
+    with pytest.raises(OSError, match=r"cannot write .*: Not a directory; set NONET_CACHE to another folder"):
         encode_corpus(corpus, cache_dir=tmp_path / "file")
 
 
@@ -243,4 +294,4 @@ def test_processes_at_once_agree(tmp_path):
         worker.join()
         assert worker.exitcode == 0
     assert found == [_bytes_of(PARTS["train"])] * 3
-    assert not list(tmp_path.rglob("writing-*"))
+    assert not list(tmp_path.rglob(".nonet-writing-*"))

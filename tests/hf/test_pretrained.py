@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +26,21 @@ def test_the_small_model_speaks_and_is_converted_once(monkeypatch):
     again, _ = load_pretrained("smollm2", torch.float32)
     assert again.dtype == torch.float32
     assert torch.equal(again.lm_head.weight, model.lm_head.weight.float())
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(b"")], ids=["lost", "emptied"])
+def test_a_damaged_copy_in_the_cache_is_made_again(name, damage, model, tmp_path, monkeypatch):
+    place = tmp_path / "models" / pretrained.NAME
+    shutil.copytree(model, place)
+    (place / ".nonet-writing-killed").mkdir()
+    monkeypatch.setattr(pretrained, "WHEEL", "no_such_package")
+    monkeypatch.setenv("NONET_CACHE", str(tmp_path))
+    assert pretrained._smollm2() == place
+    assert not (place / ".nonet-writing-killed").exists()
+    damage(place / name)
+    with pytest.raises(ModuleNotFoundError, match="is not installed"):  # it was to be converted
+        pretrained._smollm2()
 
 
 def test_without_the_package_it_is_said_how_to_get_it(monkeypatch, tmp_path):

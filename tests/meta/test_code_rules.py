@@ -116,5 +116,39 @@ def test_loose_json_is_noticed():
     assert not loose(ast.parse("json.dumps(value, allow_nan=False)"))
 
 
+_PLACING = {"rename", "move", "rmtree", "mkdtemp", "mkstemp", "mktemp", "NamedTemporaryFile"}
+
+
+def placing(tree):
+    """Lines that put a file in place of another, or make a temporary one that others can find."""
+    found = []
+    for call in calls(tree):
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        paths = name == "replace" and len(call.args) == 1 and not call.keywords  # a string's takes two
+        if name in _PLACING or paths or ast.unparse(call.func) == "os.replace":
+            found.append(call.lineno)
+    return found
+
+
+def test_one_module_puts_files_in_place():
+    code = [f for f in project.python("src") if project.name(f) != "src/nonet/writing.py"]
+    assert placing(project.tree(project.SOURCE / "writing.py"))
+    assert not {(project.name(f), line) for f in code for line in placing(project.tree(f))}
+
+
+@pytest.mark.parametrize(
+    "text", ["fresh.replace(place)", "os.replace(a, b)", "shutil.rmtree(old)", "tempfile.mkdtemp(dir=place)"]
+)
+def test_a_file_that_is_put_in_place_is_noticed(text):
+    assert placing(ast.parse(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["name.replace('a', 'b')", "replace(plan, cells=())", "when.replace(hour=0)"]
+)
+def test_other_replacing_is_allowed(text):
+    assert not placing(ast.parse(text))
+
+
 def test_reading_weights_only_is_allowed():
     assert not unpickles(ast.parse("torch.load(p, weights_only=True)"))

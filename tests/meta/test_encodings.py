@@ -16,7 +16,7 @@ def unnamed(tree):
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         name = getattr(call.func, "attr", getattr(call.func, "id", ""))
         words = {word.arg: word.value for word in call.keywords}
-        if "encoding" in words:
+        if "encoding" in words or ast.unparse(call.func) == "os.open":  # which gives bytes
             continue
         modes = [value.value for value in (*call.args, *words.values()) if isinstance(value, ast.Constant)]
         binary = any(isinstance(mode, str) and re.fullmatch("[rwaxt+]*b[+]?", mode) for mode in modes)
@@ -54,7 +54,13 @@ def test_a_missing_encoding_is_noticed(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["path.read_text(encoding='utf-8')", "path.open('rb')", "read_text(work)", "tempfile.TemporaryFile()"],
+    [
+        "path.read_text(encoding='utf-8')",
+        "path.open('rb')",
+        "os.open(path, flags)",
+        "read_text(work)",
+        "tempfile.TemporaryFile()",
+    ],
 )
 def test_a_named_encoding_is_enough(text):
     assert not unnamed(ast.parse(text))

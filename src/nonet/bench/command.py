@@ -16,6 +16,7 @@ from nonet.bench.table import terminal
 from nonet.bench.workloads import workloads
 from nonet.compare.store import Record
 from nonet.screen import console
+from nonet.writing import check_writable
 
 DONE, FAILED, STOPPED = 0, 1, 3
 
@@ -37,6 +38,7 @@ def execute(
         OSError: a row cannot be written.
     """
     directory = results.folder(out)
+    check_writable(directory)  # not after the first measurement
     if keep_memory:
         _keep_memory()
     asked = threads or sorted({torch.get_num_threads(), 1}, reverse=True)

@@ -20,6 +20,7 @@ from nonet.compare.report import require_extra, write_report
 from nonet.compare.store import ROWS, finished, read_rows
 from nonet.compare.tables import text_tables
 from nonet.screen import console
+from nonet.writing import check_writable
 
 DONE, FAILED, STOPPED = 0, 1, 3
 
@@ -38,7 +39,7 @@ def execute(asked: Asked, out: Path | None, *, resume: bool, dry_run: bool, as_j
         assert out is not None  # the command line asks for it
         plan = runner.opened(out)
         left = runner.pending(plan, out)
-        runner.check_writable(out)
+        check_writable(out)
         if left:
             check_sources(plan)
         people.print(f"{len(plan.cells) - len(left)} of {len(plan.cells)} cells are done")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,20 +67,18 @@ def learn(
     batch = batch or cell.work.batch
     steps = len(items) // batch
     watch = Stopwatch(steps, times, evaluate)
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = make_trainer(
-            model,
-            items,
-            directory=Path(scratch),
-            learning_rate=cell.learning_rate,
-            batch=batch,
-            steps=steps,
-            seed=cell.seed,
-            device=cell.work.device,
-            callbacks=[watch],
-        )
-        with Peak(torch.device(cell.work.device)) as peak, Waiting() as waiting:
-            trainer.train()
+    trainer = make_trainer(
+        model,
+        items,
+        learning_rate=cell.learning_rate,
+        batch=batch,
+        steps=steps,
+        seed=cell.seed,
+        device=cell.work.device,
+        callbacks=[watch],
+    )
+    with Peak(torch.device(cell.work.device)) as peak, Waiting() as waiting:
+        trainer.train()
     if not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
         raise DivergedError(f"a weight is not finite after training at learning rate {cell.learning_rate:g}")
     state = sum(

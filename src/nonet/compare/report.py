@@ -16,11 +16,12 @@ from nonet.compare import units
 from nonet.compare.advice import advise
 from nonet.compare.looks import looks
 from nonet.compare.plots import recall_plots, slot_plots
-from nonet.compare.store import REPORT, ROWS, Record, finished, read_plan, read_rows, write_atomically
+from nonet.compare.store import REPORT, ROWS, Record, finished, read_plan, read_rows
 from nonet.compare.summary import Slot, first_line, seeds_run, summarise
 from nonet.compare.tables import crossing_sheet, main_sheet, number_sheets, recall_sheet, settings_sheet
 from nonet.extras import pip_install
 from nonet.registry import SLOTS
+from nonet.writing import write_whole
 
 _HERE = Path(__file__).parent
 _EXPORT = "window.vegaEmbed = vegaEmbed;"
@@ -43,7 +44,7 @@ def write_report(directory: Path) -> Path:
     """
     plan, rows = read_plan(directory), read_rows(directory / ROWS)
     path = directory / REPORT
-    write_atomically(path, render(plan, rows))
+    write_whole(path, render(plan, rows))
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -25,8 +24,8 @@ from nonet.compare.store import (
     finished,
     read_plan,
     read_rows,
-    write_atomically,
 )
+from nonet.writing import check_writable, write_whole
 
 Progress = Callable[[Cell, float, str], None]
 
@@ -35,29 +34,18 @@ def begin(plan: Plan, directory: Path) -> None:
     """Writes the plan into a new folder; raises as :func:`check_new` does."""
     check_new(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / PLAN, as_json(plan.to_json(), indent=1) + "\n")
+    write_whole(directory / PLAN, as_json(plan.to_json(), indent=1) + "\n")
 
 
 def check_new(directory: Path) -> None:
     """Raises ValueError when the folder holds a comparison, OSError when none can be written there."""
+    check_writable(directory)
     for name in (PLAN, ROWS, REPORT):
         if (directory / name).exists():
             raise ValueError(
                 f"--out {directory} holds {name} of another comparison; continue that one with --resume, "
                 "or name another --out"
             )
-    check_writable(directory)
-
-
-def check_writable(directory: Path) -> None:
-    """Raises OSError when the folder, or the nearest one above it, cannot be written; writes nothing."""
-    place = directory
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise NotADirectoryError(f"--out {directory}: {place} is a file; name a folder")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise PermissionError(f"--out {directory}: {place} cannot be written; name another --out")
 
 
 def opened(directory: Path) -> Plan:

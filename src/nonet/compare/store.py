@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from nonet.writing import cannot_write
+
 FORMAT = 1
 PLAN = "plan.json"
 ROWS = "rows.jsonl"
@@ -27,9 +29,9 @@ def as_json(value: Any, **options: Any) -> str:
 
 
 def append_row(path: Path, row: Record) -> None:
-    """Adds one row behind the others and waits until the disk has it.
+    """Adds a row after the others and waits until the disk has it.
 
-    A half line that a killed process left is cut off first. A number that is not finite is written as
+    A half line of a killed process, or of a full disk, is cut off. A number that is not finite is written as
     null. One process writes at a time.
 
     Raises:
@@ -42,7 +44,9 @@ def append_row(path: Path, row: Record) -> None:
             _write_all(file.fileno(), line.encode())
             os.fsync(file.fileno())
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        with contextlib.suppress(OSError):
+            _cut_half_line(path)
+        raise cannot_write(f"{path.name} in {path.parent}", error) from error
 
 
 def read_rows(path: Path) -> list[Record]:
@@ -74,25 +78,6 @@ def read_plan(directory: Path) -> Record:
             f"{directory} holds no {PLAN}; name the folder that nonet compare wrote with --out"
         )
     return _parse(path.read_bytes(), str(path), "start anew with another --out")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes ``text`` under a temporary name beside ``path``, then puts it in its place in one step.
-
-    Raises:
-        OSError: the file cannot be written; what ``path`` held before is still there.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise _cannot_write(path, error) from error
 
 
 def finished(rows: Iterable[Record]) -> dict[str, Record]:
@@ -132,11 +117,3 @@ def _write_all(descriptor: int, data: bytes) -> None:
     """One write as a rule; the system may take less at a time, and then the rest follows."""
     while data:
         data = data[os.write(descriptor, data) :]
-
-
-def _cannot_write(path: Path, error: OSError) -> OSError:
-    reason = error.strerror or str(error)
-    message = (
-        f"cannot write {path.name} in {path.parent}: {reason}; free some space there or choose another --out"
-    )
-    return OSError(error.errno, message)

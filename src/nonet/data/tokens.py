@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
+import io
 import json
 import math
 import os
-import shutil
-import tempfile
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +20,15 @@ from platformdirs import user_cache_path
 from nonet.data.corpus import Corpus
 from nonet.data.split import SPLITS
 from nonet.data.tokenizer import Coder, coder
+from nonet.writing import FULL, cannot_write, remove_abandoned, write_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = 1  # raise when the files below change their meaning; older ones are then left alone
 
-_ABANDONED = 86400.0  # seconds after which a temporary folder belongs to nobody
 _SUMMARY = "summary.json"
+CACHE_ADVICE = "set NONET_CACHE to another folder"
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +85,8 @@ def encode_corpus(
 ) -> EncodedCorpus:
     """Returns the tokens of a corpus, from the cache if the same text was encoded the same way before.
 
-    Files are written under temporary names and then renamed, so that a run that is killed leaves
-    nothing half-written and two at once do no harm. A file that was cut short is written anew.
+    All files are written before one is put in place, so that a run that is killed leaves nothing half-written
+    and two at once do no harm. Files that are damaged, or of something else, are written again.
 
     Args:
         corpus: the text.
@@ -117,19 +114,10 @@ def encode_corpus(
     }
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     folder = cache_folder(cache_dir) / "tokens" / key
+    remove_abandoned(folder)
     kept = _read(folder, identity)
     if kept is None:
-        try:
-            _write(folder, corpus, code, identity)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            most = _dtype(code).itemsize * sum(len(d) + 1 for s in SPLITS for d in corpus.documents[s])
-            raise OSError(
-                error.errno,
-                f"the disk is full: {folder} needs up to {most:,} bytes; free some, "
-                "or set NONET_CACHE to a folder on another disk",
-            ) from error
+        _write(folder, corpus, code, identity)
         kept = _read(folder, identity)
     if kept is None:
         raise RuntimeError(f"the token files in {folder} were damaged as they were written; try again")
@@ -164,31 +152,40 @@ def _read(folder: Path, identity: dict[str, Any]) -> tuple[dict[str, NDArray], d
             return None
         arrays: dict[str, NDArray] = {}
         for split in SPLITS:
-            path = folder / f"{split}.npy"
-            tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-            if tokens.shape != (summary["tokens"][split],) or tokens.dtype != summary["dtype"]:
+            path, tokens = folder / f"{split}.npy", int(summary["tokens"][split])
+            dtype, header = np.dtype(summary["dtype"]), io.BytesIO()
+            _write_header(header, dtype, tokens)
+            head = header.getvalue()
+            if path.stat().st_size != len(head) + tokens * dtype.itemsize:
                 return None
-            if tokens.offset + tokens.nbytes != path.stat().st_size:
-                return None
-            arrays[split] = tokens
+            with path.open("rb") as file:
+                if file.read(len(head)) != head:
+                    return None
+            arrays[split] = np.memmap(path, dtype, mode="r", offset=len(head), shape=(tokens,))
         return arrays, {split: int(summary["bytes"][split]) for split in SPLITS}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, OverflowError, RecursionError, ValueError, KeyError, TypeError):
         return None
 
 
 def _write(folder: Path, corpus: Corpus, code: Coder, identity: dict[str, Any]) -> None:
-    with _temporary(folder) as name:
-        temporary = Path(name)
+    def write(fresh: Path) -> None:
         tokens, sizes = {}, {}
         for split in SPLITS:
-            with (temporary / f"{split}.npy").open("wb") as file:
+            with (fresh / f"{split}.npy").open("wb") as file:
                 tokens[split], sizes[split] = _write_tokens(file, corpus.documents[split], code)
         if corpus.changed():
             raise RuntimeError(f"{corpus.name} changed on disk after it was loaded; load it again")
         summary = {"identity": identity, "dtype": _dtype(code).str, "tokens": tokens, "bytes": sizes}
-        (temporary / _SUMMARY).write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
-        for finished in (*(f"{split}.npy" for split in SPLITS), _SUMMARY):  # the summary vouches: last
-            (temporary / finished).replace(folder / finished)
+        (fresh / _SUMMARY).write_text(json.dumps(summary, indent=1, allow_nan=False), encoding="utf-8")
+
+    try:
+        write_folder(folder, write, _SUMMARY, shared=True, advice=CACHE_ADVICE)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        most = _dtype(code).itemsize * sum(len(d) + 1 for s in SPLITS for d in corpus.documents[s])
+        advice = f"{CACHE_ADVICE} (tokens of this text need up to {most:,} bytes)"
+        raise cannot_write(folder, OSError(error.errno, os.strerror(error.errno)), advice) from error
 
 
 def _write_tokens(file: BinaryIO, documents: Iterable[bytes], code: Coder) -> tuple[int, int]:
@@ -207,24 +204,8 @@ def _write_tokens(file: BinaryIO, documents: Iterable[bytes], code: Coder) -> tu
     return tokens, size
 
 
-def _write_header(file: BinaryIO, dtype: np.dtype, tokens: int) -> None:
+def _write_header(file: IO[bytes], dtype: np.dtype, tokens: int) -> None:
     np.lib.format.write_array_header_1_0(
         file,
         {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (tokens,)},
     )
-
-
-def _temporary(folder: Path) -> tempfile.TemporaryDirectory[str]:
-    """Makes a folder to write in, after removing what runs that were killed left behind."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("writing-*"):
-            with contextlib.suppress(FileNotFoundError):  # its owner has just finished
-                if time.time() - old.stat().st_mtime > _ABANDONED:
-                    shutil.rmtree(old, ignore_errors=True)
-        return tempfile.TemporaryDirectory(prefix="writing-", dir=folder)
-    except OSError as error:
-        advice = "set NONET_CACHE to a folder that can be written"
-        raise OSError(
-            error.errno, f"no tokens can be kept in {folder} ({error.strerror}); {advice}"
-        ) from error

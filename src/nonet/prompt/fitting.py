@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
@@ -76,25 +75,24 @@ def fit(
     trained = next((p for p in module.parameters() if p.requires_grad), None)
     if trained is None:
         raise ValueError("no parameter of the model requires a gradient, so there is nothing to train")
-    with TemporaryDirectory() as scratch:
-        settings = TrainingArguments(
-            output_dir=scratch,
-            max_steps=steps,
-            per_device_train_batch_size=batch,
-            learning_rate=learning_rate,
-            weight_decay=0.01,
-            seed=seed,
-            data_seed=seed,
-            use_cpu=trained.device.type == "cpu",
-            report_to="none",
-            disable_tqdm=True,
-            logging_strategy="no",
-            save_strategy="no",
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-        )
-        trainer = Trainer(model=module, args=settings, train_dataset=items, data_collator=collate)
-        trainer.remove_callback(PrinterCallback)  # it prints dictionaries
-        mean: float = trainer.train().training_loss
+    settings = TrainingArguments(
+        output_dir=".",  # Trainer makes this folder, and writes nothing there
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        learning_rate=learning_rate,
+        weight_decay=0.01,
+        seed=seed,
+        data_seed=seed,
+        use_cpu=trained.device.type == "cpu",
+        report_to="none",
+        disable_tqdm=True,
+        logging_strategy="no",
+        save_strategy="no",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    trainer = Trainer(model=module, args=settings, train_dataset=items, data_collator=collate)
+    trainer.remove_callback(PrinterCallback)  # it prints dictionaries
+    mean: float = trainer.train().training_loss
     module.eval()
     return mean

@@ -280,8 +280,11 @@ class Tandem(nn.Module):
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes options, projections, router and secondary into a directory; the primary is not written.
 
-        ``config.json`` comes last, each file under another name first, so that a directory that has it is
+        All files are written before one is put in place, ``config.json`` last, so that a directory with it is
         whole. Weights are safetensors; ``secondary/`` is a model of Transformers.
+
+        Raises:
+            OSError: a file cannot be written; what the directory held before is still there.
         """
         save_tandem(self, Path(directory))
 

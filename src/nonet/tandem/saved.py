@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.modeling_utils import PreTrainedModel
 
-from nonet.files import read_json, read_tensors, reading
+from nonet.files import read_json, read_tensors, reading, to_json
 from nonet.tandem.config import TandemConfig
 from nonet.tandem.router import Router
 from nonet.weights import check_files, load_whole
+from nonet.writing import write_folder
 
 if TYPE_CHECKING:
     from nonet.tandem.layer import Tandem
@@ -28,23 +26,22 @@ _KNOWN = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")  # of 
 
 def save_tandem(tandem: Tandem, directory: Path) -> None:
     """Writes everything but the primary; ``config.json`` comes last, and says that the directory is whole."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").unlink(missing_ok=True)
-    _put(directory / "secondary", tandem.secondary.save_pretrained)
-    _put(directory / PROJECTIONS, lambda path: save_file(_weights(tandem.projections), path))
     router = tandem.router
-    if router is not None:
-        _put(directory / "router.safetensors", lambda path: save_file(_weights(router), path))
     about = {
         "format": FORMAT,
         "options": asdict(tandem.options),
         "router": None if router is None else router.options,
         "primary": _description(tandem.primary),
     }
-    _put(
-        directory / "config.json",
-        lambda path: path.write_text(json.dumps(about, indent=1, allow_nan=False) + "\n", encoding="utf-8"),
-    )
+
+    def write(fresh: Path) -> None:
+        tandem.secondary.save_pretrained(fresh / "secondary")
+        save_file(_weights(tandem.projections), fresh / PROJECTIONS)
+        if router is not None:
+            save_file(_weights(router), fresh / "router.safetensors")
+        (fresh / "config.json").write_text(to_json(about), encoding="utf-8")
+
+    write_folder(directory, write, "config.json")
 
 
 def load_tandem(
@@ -109,14 +106,3 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
 
 def _description(primary: PreTrainedModel) -> dict[str, Any]:
     return {name: getattr(primary.config, name) for name in _KNOWN}
-
-
-def _put(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes a file or a folder under another name, and then puts it in place of the last one."""
-    fresh = path.with_name(path.name + ".new")
-    if fresh.is_dir():
-        shutil.rmtree(fresh)
-    write(fresh)
-    if path.is_dir():
-        shutil.rmtree(path)
-    fresh.rename(path)

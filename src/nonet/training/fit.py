@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,9 @@ from transformers import PreTrainedModel
 from nonet.training.checkpoint import Keeper, load_checkpoint, read_about, remove_checkpoint
 from nonet.training.diverged import DivergedError
 from nonet.training.progress import Bar, interruptible
+from nonet.training.randomness import set_random_states
 from nonet.training.trainer import Stopwatch, make_trainer
+from nonet.writing import check_writable, remove_abandoned, write_folder
 
 DONE, STOPPED = 0, 3
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
@@ -50,11 +50,20 @@ class Fit:
 
         Raises:
             ValueError: there is no checkpoint to resume, it is another recipe's, or ``out`` is in use.
+            OSError: ``out`` cannot be written.
         """
+        check_writable(self.out)
+        remove_abandoned(self.out)
         about = read_about(self.out)
+        empty = not self.out.exists() or not any(self.out.iterdir())
         if resume:
             if about is None:
-                raise ValueError(f"--resume: {self.out} holds no checkpoint; leave --resume out to begin")
+                hint = (
+                    "leave --resume out to begin"
+                    if empty
+                    else "it holds a finished training, or other files; name another --out to begin a new one"
+                )
+                raise ValueError(f"--resume: {self.out} holds no checkpoint; {hint}")
             other = [k for k, v in self.recipe.items() if about["recipe"].get(k) != v]
             if other:
                 raise ValueError(
@@ -62,7 +71,7 @@ class Fit:
                     "give the options of its run, or begin again with another --out"
                 )
             return int(about["step"])
-        if self.out.exists() and any(self.out.iterdir()):
+        if not empty:
             hint = "continue it with --resume" if about else "name another --out"
             raise ValueError(f"{self.out} is not empty; {hint}")
         return 0
@@ -79,7 +88,8 @@ class Fit:
     ) -> float | None:
         """Trains from step ``first`` on; returns the seconds of training steps, None when stopped early.
 
-        A run that is stopped and resumed gives the weights of one that was not, to the bit.
+        A run that is stopped and resumed gives the same weights as an undisturbed run, to the bit. A run that
+        was stopped after its last step takes the weights of its checkpoint and trains no more.
 
         Args:
             model: what is trained: its parameters that require gradients.
@@ -92,24 +102,34 @@ class Fit:
 
         Raises:
             ValueError: a resumed run rests on something that has changed.
+            OSError: the disk has no room for the trained weights, or the training was asked to stop and its
+                checkpoint could not be written.
             DivergedError: a loss or a weight is not finite; the last checkpoint stays.
         """
-        if first:
-            self._check_same(rests_on)
-        about = {"recipe": self.recipe, "rests_on": dict(rests_on)}
-        keeper = Keeper(self.out, about, first, SECONDS_BETWEEN_CHECKPOINTS)
-        watch = Stopwatch(self.steps - first, TELLINGS, lambda step, _: bar.tell(_aside(measure)))
-        rest = Subset(items, range(first * self.batch, len(items)))  # type: ignore[arg-type]
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        with (
-            Bar(people, self.steps, first) as bar,
-            interruptible(keeper),
-            tempfile.TemporaryDirectory() as scratch,
-        ):
+        model.to(device)
+        spent = self._check_same(rests_on) if first else 0.0
+        if first == self.steps:
+            set_random_states(load_checkpoint(self.out, model, None))
+            model.eval()
+            return spent
+        self._check_room(model, people)
+        about = {"recipe": self.recipe, "rests_on": dict(rests_on)}
+        watch = Stopwatch(self.steps - first, TELLINGS, lambda step, _: bar.tell(_aside(measure)), spent)
+        keeper = Keeper(
+            self.out,
+            about,
+            first,
+            self.steps,
+            SECONDS_BETWEEN_CHECKPOINTS,
+            lambda: watch.seconds,
+            people.print,
+        )
+        rest = Subset(items, range(first * self.batch, len(items)))  # type: ignore[arg-type]
+        with Bar(people, self.steps, first) as bar, interruptible(keeper):
             trainer = make_trainer(
-                model.to(device),
+                model,
                 rest,
-                directory=Path(scratch),
                 learning_rate=self.learning_rate,
                 batch=self.batch,
                 steps=self.steps,
@@ -127,6 +147,8 @@ class Fit:
                 raise self._diverged(error) from error
         model.eval()
         if keeper.stop and first + trainer.state.global_step < self.steps:
+            if keeper.failed is not None:
+                raise OSError(f"stopped early: {keeper.failed}; {self._kept()}")
             people.print(
                 f"Stopped early; continue with the same command and --resume. Checkpoint in {self.out}"
             )
@@ -139,25 +161,45 @@ class Fit:
             if isinstance(value, float) and not math.isfinite(value):
                 raise self._diverged(DivergedError(f"{name.replace('_', ' ')} is {value} after training"))
 
-    def finish(self, write: Callable[[Path], None]) -> None:
-        """Lets ``write`` fill a directory beside ``out``, and moves all in, the configuration last."""
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.out.parent, prefix=f".{self.out.name}-") as scratch:
-            write(Path(scratch))
-            self.out.mkdir(exist_ok=True)
-            for file in sorted(Path(scratch).iterdir(), key=lambda f: f.name.endswith("config.json")):
-                shutil.move(file, self.out / file.name)
+    def finish(self, write: Callable[[Path], object], last: str = "config.json") -> None:
+        """Fills ``out`` by ``write``, the file ``last`` after all others, and then removes the checkpoint.
+
+        Raises:
+            OSError: a file cannot be written; the message says which checkpoint is kept.
+        """
+        try:
+            write_folder(self.out, write, last)
+        except OSError as error:
+            raise OSError(f"the result is not written: {error}; {self._kept()}") from error
         remove_checkpoint(self.out)
 
-    def _check_same(self, rests_on: Mapping[str, str]) -> None:
+    def _check_room(self, model: PreTrainedModel, people: Console) -> None:
+        """Raises OSError if the result does not fit on the disk; warns if only checkpoints may not fit."""
+        result = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+        check_writable(self.out, result)
+        try:
+            check_writable(self.out, 6 * result)  # weights and two moments, twice: the last file and the next
+        except OSError as error:
+            people.print(f"Checkpoints may not fit: {error}. The run goes on.")
+
+    def _check_same(self, rests_on: Mapping[str, str]) -> float:
+        """Returns the seconds of earlier steps; raises ValueError where what they rest on has changed."""
         about = read_about(self.out)
-        known = {} if about is None else about.get("rests_on", {})
+        assert about is not None
+        known = about["rests_on"]
         changed = [name for name, value in rests_on.items() if known.get(name) != value]
         if changed:
             raise ValueError(
                 f"--resume: {' and '.join(changed)} changed since the checkpoint in {self.out} was made; "
                 "restore what it was trained on, or begin again with another --out"
             )
+        return float(about["seconds"])
+
+    def _kept(self) -> str:
+        about = read_about(self.out)
+        if about is None:
+            return "nothing is written"
+        return f"the checkpoint of step {about['step']} stays in {self.out}; continue it with --resume"
 
     def _diverged(self, error: DivergedError) -> DivergedError:
         about = read_about(self.out)

@@ -108,7 +108,8 @@ def make_shortlist(tandem: Tandem, text: EncodedCorpus, size: int) -> Shortlist:
 def train_tandem(pairing: Pairing, out: Path, *, resume: bool, as_json: bool) -> int:
     """Trains a secondary that begins as layers of the primary, and writes it with its projections.
 
-    A checkpoint is kept in ``out`` every twenty seconds, and at Ctrl-C after the step in flight.
+    A checkpoint is kept in ``out`` every twenty seconds, at Ctrl-C after the step in flight, and after the
+    last step.
 
     Returns:
         0 when done, 3 when stopped early.

@@ -75,8 +75,8 @@ class Recipe:
 def train_model(recipe: Recipe, out: Path, *, resume: bool, as_json: bool) -> int:
     """Trains what the recipe says and writes ``out``: weights, configuration, tokenizer, model card.
 
-    A checkpoint is kept in ``out`` every twenty seconds, and at Ctrl-C after the step in flight; a
-    training that is resumed from it gives the weights of one that was never stopped.
+    A checkpoint is kept in ``out`` every twenty seconds, at Ctrl-C after the step in flight, and after the
+    last step; a training that is resumed from it gives the weights of one that was never stopped.
 
     Returns:
         0 when done, 3 when stopped early.

@@ -12,6 +12,7 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from nonet.files import to_json
+from nonet.hf.adapters import CONFIG
 from nonet.hf.pretrained import load_pretrained
 from nonet.screen import console
 from nonet.training.finetune import WHOLE, Tuning, adapt, keep
@@ -24,8 +25,8 @@ from nonet.training.progress import busy
 def finetune_model(tuning: Tuning, out: Path, *, resume: bool, as_json: bool) -> int:
     """Teaches a pretrained model and writes ``out``: an adapter, or a whole model, with a card.
 
-    A checkpoint of what is trained is kept in ``out`` every twenty seconds, and at Ctrl-C after the step in
-    flight.
+    A checkpoint of what is trained is kept in ``out`` every twenty seconds, at Ctrl-C after the step in
+    flight, and after the last step.
 
     Returns:
         0 when done, 3 when stopped early.
@@ -50,7 +51,7 @@ def finetune_model(tuning: Tuning, out: Path, *, resume: bool, as_json: bool) ->
         with busy(people, "measuring on the part kept for the end"):
             return task.measure(True)
 
-    before = {} if first else measured()
+    before = measured()
     for name, value in before.items():
         if not math.isfinite(value):
             raise ValueError(
@@ -94,7 +95,7 @@ def finetune_model(tuning: Tuning, out: Path, *, resume: bool, as_json: bool) ->
         if task.question is not None:
             task.question.save(place)
 
-    fit.finish(write)
+    fit.finish(write, "config.json" if tuning.method in WHOLE else CONFIG)
     if as_json:
         sys.stdout.write(to_json({"out": str(out), **figures, "tuning": asdict(tuning)}))
     people.print(f"{_say(after)}, {trained:,} parameters trained. Written: {out}")

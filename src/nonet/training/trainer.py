@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,15 @@ class InOrder(Trainer):
     """A Trainer that takes the data in the order of its dataset, and stops at a loss that is not finite."""
 
     first_step = 0  # steps that an earlier run has done
+    use_cache: bool | None = None  # the model's own setting
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains, and gives the model its setting of ``use_cache`` back, which Trainer switches off."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.use_cache is not None:
+                self.model.config.use_cache = self.use_cache
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
@@ -59,7 +67,6 @@ def make_trainer(
     model: PreTrainedModel,
     train: Dataset[Any],
     *,
-    directory: Path,
     learning_rate: float,
     batch: int,
     steps: int,
@@ -74,7 +81,6 @@ def make_trainer(
     Args:
         model: what is trained.
         train: items with ``input_ids`` and ``labels``.
-        directory: Trainer's own; it writes nothing there.
         learning_rate: the peak.
         batch: sequences a step, on every device.
         steps: optimiser steps of the whole training.
@@ -87,7 +93,7 @@ def make_trainer(
     Training raises :class:`DivergedError` before a loss or a gradient that is not finite changes a weight.
     """
     settings = TrainingArguments(
-        output_dir=str(directory),
+        output_dir=".",  # Trainer makes this folder, and writes nothing there
         max_steps=steps - first_step,
         per_device_train_batch_size=batch,
         learning_rate=learning_rate,
@@ -104,6 +110,7 @@ def make_trainer(
     factor = warmup_cosine(steps)
     optimizer = torch.optim.AdamW(decay_groups(model, 0.1), lr=learning_rate, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(first_step + step))
+    use_cache = getattr(getattr(model, "config", None), "use_cache", None)
     trainer = InOrder(
         model=model,
         args=settings,
@@ -112,7 +119,7 @@ def make_trainer(
         optimizers=(optimizer, schedule),
         callbacks=[Finite(first_step), *callbacks],
     )
-    trainer.first_step = first_step
+    trainer.first_step, trainer.use_cache = first_step, use_cache
     trainer.remove_callback(PrinterCallback)  # it prints dictionaries
     return trainer
 
@@ -145,10 +152,15 @@ def decay_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
 
 
 class Stopwatch(TrainerCallback):
-    """Adds up the seconds of training steps alone, and calls back at chosen steps."""
+    """Adds up the seconds of training steps alone, and calls back at chosen steps.
 
-    def __init__(self, steps: int, times: int, evaluate: Callable[[int, float], None]) -> None:
-        self.seconds = 0.0
+    ``spent`` are the seconds of an earlier run.
+    """
+
+    def __init__(
+        self, steps: int, times: int, evaluate: Callable[[int, float], None], spent: float = 0.0
+    ) -> None:
+        self.seconds = spent
         self._at = {round(steps * (i + 1) / times) for i in range(times)}
         self._evaluate = evaluate
         self._began = 0.0
