@@ -18,11 +18,12 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, or its JSON is no object; the message names the file.
+        ValueError: it is no JSON, or its JSON is no object or not of Unicode; the message names the file.
     """
     text = Path(path).read_bytes()
     try:
         found = json.loads(text)
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair parses, and is no text
     except (ValueError, RecursionError) as error:  # bytes that are no UTF-8 among them
         raise ValueError(f"{path} is no JSON: {error}; write or copy the file again") from None
     if not isinstance(found, dict):
@@ -35,8 +36,10 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no safetensors file or is cut short; the message names the file.
+        ValueError: it is no safetensors file, or is cut short; the message names the file.
     """
+    if Path(path).is_dir():
+        raise ValueError(f"{path} must be a safetensors file; it is a folder")
     try:
         return load_file(path)
     except SafetensorError as error:

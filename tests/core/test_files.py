@@ -15,6 +15,7 @@ from nonet.files import read_json, read_tensors
         (b"", "is no JSON: Expecting value"),
         (b'{"r": 8,', "is no JSON: Expecting property name"),
         (b"\xff\xfe{", "is no JSON: "),
+        (b'{"text": "\\ud83d"}', "is no JSON: 'utf-8' codec can't encode"),
         (b"[" * 100_000, "is no JSON: maximum recursion depth"),
         (b"[1, 2]", "must hold a JSON object, {...}; got a list"),
         (b"null", "must hold a JSON object, {...}; got a NoneType"),
@@ -58,6 +59,11 @@ def test_a_file_of_something_else_is_named(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"is no whole safetensors file.*; write or copy the file again"):
             read_tensors(path)
+
+
+def test_a_folder_in_the_place_of_weights_is_named(tmp_path):
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path} must be a safetensors file; it is a folder")):
+        read_tensors(tmp_path)
 
 
 def test_a_file_that_is_not_there_is_another_error(tmp_path):
